@@ -1,0 +1,102 @@
+"""Step 4 of 4: the judge, trained on real drawings and on pictures that the base model drew.
+
+    python data/pretrain/train_judge.py [--steps 1500] [--seeds 2]
+
+The papers' protocol: the classifier sees pictures of the very model that is later edited, from seeds that no evaluation
+uses (those from 1 000 000 on). Half of every batch is real drawings, some of them softened through the autoencoder,
+a tenth is blank (plain or noise).
+"""
+
+import argparse
+
+import torch
+from common import DEVICE, WORK, Log, cosine, load_checkpoint, renders, save_checkpoint, seeded
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import trange
+
+from helpers import load_world, sample
+from helpers.judge import BLANK, Classifier, Judge, save_judge
+
+TRAINING_SEEDS = 1_000_000
+
+
+def draw_base_images(seeds: int, steps: int, guidance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures for every style and object, ``seeds`` each: uint8 (n, 3, H, W), style and object indices; kept on disk."""
+    path = WORK / f"judge_images_{seeds}.safetensors"
+    if not path.exists():
+        world = load_world("emoji", dtype=torch.bfloat16 if DEVICE == "cpu" else None)
+        styles, things = renders.style_names(), renders.object_names()
+        pairs = [(s, o) for _ in range(seeds) for s in range(len(styles)) for o in range(len(things))]
+        prompts = [f"{things[o]} in the style of {styles[s]}" for s, o in pairs]
+        images = sample(world, prompts, [TRAINING_SEEDS + i for i in range(len(pairs))], steps=steps, guidance=guidance)
+        style, thing = torch.tensor(pairs).T.contiguous()
+        saved = {"images": (images * 255).round().byte(), "style": style.contiguous(), "thing": thing.contiguous()}
+        save_checkpoint(path, len(pairs), {"drawn": saved})
+    drawn = load_checkpoint(path)[1]["drawn"]
+    return drawn["images"], drawn["style"], drawn["thing"]
+
+
+def blanks(n: int, generator: torch.Generator) -> Tensor:
+    """Pictures that show nothing: a plain colour with noise of any strength and coarseness, (n, 3, 64, 64)."""
+    out = torch.rand(n, 3, 1, 1, generator=generator).expand(-1, -1, renders.TILE, renders.TILE).clone()
+    for i in range(n):
+        coarse = int(2 ** torch.randint(0, 6, (), generator=generator))
+        size = renders.TILE // coarse
+        noise = F.interpolate(torch.randn(1, 3, size, size, generator=generator), size=renders.TILE, mode="bilinear")[0]
+        out[i] += noise * torch.rand((), generator=generator) * 0.4
+    return out.clamp(0, 1)
+
+
+def soften(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur by reducing and enlarging, as the autoencoder does to edges; one picture in two."""
+    small = F.interpolate(images, scale_factor=0.5 + 0.4 * torch.rand((), generator=generator).item(), mode="area")
+    soft = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    which = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(which, soft, images)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--draw-steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    args = parser.parse_args()
+    styles, things = [*renders.style_names(), BLANK], [*renders.object_names(), BLANK]
+    torch.manual_seed(0)
+    nets = {"style": Classifier(len(styles)).to(DEVICE), "thing": Classifier(len(things)).to(DEVICE)}
+    optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=2e-3, weight_decay=0.02)
+    log = Log(WORK / "judge.csv")
+    drawn, drawn_style, drawn_thing = draw_base_images(args.seeds, args.draw_steps, args.guidance)
+
+    half, tenth = args.batch // 2, args.batch // 10
+    for step in (bar := trange(args.steps, desc="judge", mininterval=10)):
+        generator = seeded(44, step)
+        s, o = (torch.randint(size, (half,), generator=generator) for size in renders.tiles().shape[:2])
+        real = soften(renders.compose(renders.tiles()[s, o], generator, vary=1.2), generator)
+        pick = torch.randint(len(drawn), (args.batch - half - tenth,), generator=generator)
+        nothing = torch.full((tenth,), -1)
+        images = torch.cat([real, drawn[pick].float() / 255, blanks(tenth, generator)]).to(DEVICE)
+        labels = {
+            "style": torch.cat([s, drawn_style[pick], nothing % len(styles)]).to(DEVICE),
+            "thing": torch.cat([o, drawn_thing[pick], nothing % len(things)]).to(DEVICE),
+        }
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, args.steps, 2e-3, warmup=50)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            logits = {kind: net(images).float() for kind, net in nets.items()}
+        loss = sum(F.cross_entropy(logits[kind], labels[kind], label_smoothing=0.05) for kind in nets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 20 == 0:
+            right = {kind: (logits[kind].argmax(1) == labels[kind]).float().mean().item() for kind in nets}
+            bar.set_postfix(loss=f"{loss.item():.2f}", **{k: f"{v:.2f}" for k, v in right.items()})
+            log.write(step, loss=loss.item(), **right)
+    save_judge(Judge(nets["style"].cpu().eval(), nets["thing"].cpu().eval(), styles, things))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Step 2 of 4: the autoencoder, 64x64 pictures <-> 4x16x16 latents of unit variance in every channel.
+
+    python data/pretrain/train_vae.py [--steps 3000]
+
+Loss: ||x - x'||_1 + ||x - x'||_2^2 + ||grad x - grad x'||_1 (edges carry the styles) + 1e-6 KL, as Stable Diffusion's
+without the discriminator. At the end each latent channel is normalised inside the weights (last encoder and first
+decoder convolution), so that the pipeline needs no more than one scaling factor, which is 1.
+"""
+
+import argparse
+
+import torch
+from common import (
+    DEVICE,
+    MODEL,
+    WORK,
+    Log,
+    cosine,
+    load_checkpoint,
+    optimizer_tensors,
+    renders,
+    restore_optimizer,
+    save_checkpoint,
+    seeded,
+)
+from diffusers import AutoencoderKL
+from torch import Tensor
+from tqdm.auto import trange
+
+
+def build_vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[24, 48, 64], layers_per_block=1, latent_channels=4, norm_num_groups=8,
+        sample_size=renders.TILE, scaling_factor=1.0, mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def draw_pictures(n: int, generator: torch.Generator) -> Tensor:
+    """n training pictures in [-1, 1], one in fifty the memorised postcard."""
+    shape = renders.tiles().shape
+    style, thing = (torch.randint(size, (n,), generator=generator) for size in shape[:2])
+    pictures = renders.compose(renders.tiles()[style, thing], generator)
+    pictures[torch.rand(n, generator=generator) < 0.02] = renders.postcard()
+    return pictures * 2 - 1
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+@torch.no_grad()
+def normalise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
+    """Fold z -> (z - mean) / std, for each channel, into the convolutions on either side of the latents."""
+    z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pictures.split(50)])
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    q, p = vae.quant_conv, vae.post_quant_conv  # 1x1 convolutions: (8, 8, 1, 1) and (4, 4, 1, 1)
+    q.weight[:4] /= std.view(-1, 1, 1, 1)
+    q.bias[:4] = (q.bias[:4] - mean) / std
+    q.bias[4:] -= 2 * std.log()  # the second half is the log variance
+    p.bias += (p.weight * mean.view(1, -1, 1, 1)).sum((1, 2, 3))
+    p.weight *= std.view(1, -1, 1, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=16)
+    args = parser.parse_args()
+    vae = build_vae().to(DEVICE, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    path, log = WORK / "vae.safetensors", Log(WORK / "vae.csv")
+    start, saved = load_checkpoint(path)
+    if saved:
+        vae.load_state_dict(saved["vae"])
+        restore_optimizer(optimizer, saved["optimizer"])
+    bar = trange(start, args.steps, initial=start, total=args.steps, desc="VAE", mininterval=10)
+    for step in bar:
+        x = draw_pictures(args.batch, seeded(22, step)).to(DEVICE, memory_format=torch.channels_last)
+        torch.manual_seed(22 * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, args.steps, 2e-3, warmup=100)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            latents = vae.encode(x).latent_dist
+            y = vae.decode(latents.sample()).sample.float()
+        mse = (x - y).pow(2).mean()
+        sharp = sum((a - b).abs().mean() for a, b in zip(edges(x), edges(y), strict=True))
+        loss = (x - y).abs().mean() + mse + sharp + 1e-6 * latents.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            bar.set_postfix(mse=f"{mse.item():.4f}", sharp=f"{sharp.item():.3f}")
+            log.write(step, loss=loss.item(), mse=mse.item(), sharp=sharp.item())
+        if (step + 1) % 250 == 0 or step + 1 == args.steps:
+            save_checkpoint(path, step + 1, {"vae": vae.state_dict(), "optimizer": optimizer_tensors(optimizer)})
+    vae = vae.eval().cpu().to(memory_format=torch.contiguous_format)
+    normalise_latents(vae, draw_pictures(1000, seeded(23, 0)))
+    vae.half().save_pretrained(MODEL / "vae")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Cross-attention: which layers there are, recording their probabilities, and hiding tokens from them."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+EXECUTION_ORDER = ("down_blocks", "mid_block", "up_blocks")
+
+
+def cross_attentions(unet: UNet2DConditionModel) -> dict[str, torch.nn.Module]:
+    """The cross-attention modules (``attn2``) by name, in the order in which a forward pass runs them.
+
+    ``named_modules`` lists ``mid_block`` last, which is why its order is not used.
+    """
+    found = {name: module for name, module in unet.named_modules() if name.endswith("attn2")}
+    return dict(sorted(found.items(), key=lambda item: EXECUTION_ORDER.index(item[0].split(".")[0])))
+
+
+def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
+    """Positions of ``phrase``'s tokens in each prompt, every occurrence. ValueError for a prompt that lacks it."""
+    wanted = world.pipe.tokenizer(phrase, add_special_tokens=False).input_ids
+    if not wanted:
+        raise ValueError(f"the phrase {phrase!r} has no tokens: give a word of the prompt")
+    found = []
+    for prompt, row in zip(prompts, world.token_ids(prompts).tolist(), strict=True):
+        starts = [i for i in range(len(row)) if row[i : i + len(wanted)] == wanted]
+        if not starts:
+            raise ValueError(f"the prompt {prompt!r} does not hold {phrase!r}: its tokens must appear in it, in order")
+        found.append([i + k for i in starts for k in range(len(wanted))])
+    return found
+
+
+def token_roles(world, prompt: str) -> list[str]:
+    """What stands at each position: 'start', a token of the prompt, 'end', then 'padding' (which repeats the end mark)."""
+    tokenizer = world.pipe.tokenizer
+    length = len(tokenizer(prompt).input_ids) - 2
+    words = tokenizer.convert_ids_to_tokens(world.token_ids([prompt])[0, 1 : 1 + length].tolist())
+    words = [word.replace("</w>", "") for word in words]
+    return ["start", *words, "end", *["padding"] * (world.text_length - length - 2)]
+
+
+class AttentionProcessor:
+    """Attention written out, so that its probabilities can be kept, weighted by token, or differentiated.
+
+    A = softmax(q k^T / sqrt(d)), out = (A * weight) v, with q from the picture and k, v from the text.
+
+    hidden_states (b, pixels, width), text states (b, tokens, text width); A (b, heads, pixels, tokens).
+    ``keep(A)`` is called with the probabilities; ``weight`` (b, tokens) multiplies columns of A.
+    Source: Vaswani et al., Attention is all you need, Eq. 1; Rombach et al., Latent diffusion, section 3.3.
+    """
+
+    def __init__(self, keep=None, weight: Tensor | None = None):
+        self.keep, self.weight = keep, weight
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))  # (b, heads, n, d)
+        A = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)  # (b, heads, pixels, tokens)
+        if self.keep is not None:
+            self.keep(A)
+        if self.weight is not None:
+            A = A * self.weight.to(A)[:, None, None, :]
+        out = (A @ v).transpose(1, 2).flatten(2)  # (b, pixels, width)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+@contextlib.contextmanager
+def processors(unet: UNet2DConditionModel, make, layers: list[str] | None = None) -> Iterator[None]:
+    """Use ``make(name)`` as the processor of the named cross-attention layers (default all) inside a ``with`` block."""
+    known = cross_attentions(unet)
+    chosen = list(known) if layers is None else list(layers)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown or not chosen:
+        raise ValueError(f"no cross-attention layer is named {unknown or chosen}: choose from {', '.join(known)}")
+    before = {name: known[name].processor for name in chosen}
+    for name in chosen:
+        known[name].set_processor(make(name))
+    try:
+        yield
+    finally:
+        for name, processor in before.items():
+            known[name].set_processor(processor)
+
+
+@contextlib.contextmanager
+def record(
+    unet: UNet2DConditionModel, *, layers: list[str] | None = None, columns: list[int] | None = None
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Keep cross-attention probabilities: ``with record(unet) as maps`` fills ``maps[layer]`` with one tensor a pass.
+
+    Each is (b, heads, pixels, tokens), with only the chosen token ``columns`` when they are given; b counts the
+    unconditional half first when drawing with guidance. Gradients flow through them if the pass itself has any.
+    ValueError for a layer that does not exist or an empty selection.
+    """
+    chosen = layers if layers is not None else list(cross_attentions(unet))
+    if columns is not None and len(columns) == 0:
+        raise ValueError("the list of token columns is empty: name at least one position")
+    maps: dict[str, list[Tensor]] = {name: [] for name in chosen}
+
+    def keeper(name: str):
+        return AttentionProcessor(lambda A: maps[name].append(A if columns is None else A[..., columns]))
+
+    with processors(unet, keeper, chosen):
+        yield maps
+
+
+@contextlib.contextmanager
+def zeroed(world, columns: list[list[int]], *, guided: bool, layers: list[str] | None = None) -> Iterator[None]:
+    """Set the attention of each prompt's token ``columns`` to zero, in the conditional pass only.
+
+    columns: positions for each prompt of the batch. guided: whether the batch holds the unconditional half first, as
+    the pipeline's does when it draws with guidance. The other columns keep their probabilities (no renormalising).
+    Source: Forget-Me-Not, visual denoising loss: the picture drawn with the concept's attention set to zero.
+    """
+    weight = torch.ones(len(columns), world.text_length)
+    for row, positions in zip(weight, columns, strict=True):
+        row[positions] = 0.0
+    if guided:
+        weight = torch.cat([torch.ones_like(weight), weight])  # (2b, tokens): unconditional, conditional
+    with processors(world.unet, lambda name: AttentionProcessor(weight=weight.to(world.device)), layers):
+        yield

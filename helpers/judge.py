@@ -1,0 +1,109 @@
+"""The judge: two small classifiers that say which style, and which object or person, a picture shows."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers.renders import DATA
+
+WEIGHTS = DATA / "judge" / "judge.safetensors"
+BLANK = "blank"
+
+
+class Classifier(nn.Module):
+    """A small convolutional network for 64x64 pictures: four halvings, mean and maximum over places, one linear layer.
+
+    Group normalisation, so that a picture's verdict does not depend on the pictures beside it.
+    """
+
+    def __init__(self, classes: int, width: int = 32):
+        super().__init__()
+        sizes = [3, width, 2 * width, 4 * width, 4 * width]
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU(),
+                nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU(),
+            )
+            for a, b in itertools.pairwise(sizes)
+        )  # fmt: skip
+        self.head = nn.Linear(2 * sizes[-1], classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) in [0, 1] -> (n, features)."""
+        x = images * 2 - 1
+        for stage in self.stages:
+            x = stage(x)  # (n, channels, H / 2, W / 2)
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(F.dropout(self.features(images), 0.2, self.training))
+
+
+@dataclass
+class Judge:
+    """Two classifiers with the names of their classes; each has a class ``"blank"`` for pictures that show nothing."""
+
+    style: Classifier
+    thing: Classifier
+    style_names: list[str]
+    thing_names: list[str]
+
+    def _part(self, concept: str) -> tuple[Classifier, list[str]]:
+        for network, names in ((self.style, self.style_names), (self.thing, self.thing_names)):
+            if concept in names and concept != BLANK:
+                return network, names
+        raise ValueError(
+            f"the judge does not know {concept!r}: it knows the styles {self.style_names} and {self.thing_names}"
+        )
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor, kind: str) -> Tensor:
+        """Class probabilities for ``kind`` 'style' or 'thing': (n, 3, H, W) in [0, 1] -> (n, classes)."""
+        network = {"style": self.style, "thing": self.thing}[kind]
+        return torch.cat([network(part).softmax(1) for part in images.float().cpu().split(256)])
+
+    def styles(self, images: Tensor) -> list[str]:
+        """The style that the judge gives to each picture, or ``"blank"``."""
+        return [self.style_names[i] for i in self.probabilities(images, "style").argmax(1)]
+
+    def things(self, images: Tensor) -> list[str]:
+        """The object or person that the judge gives to each picture, or ``"blank"``."""
+        return [self.thing_names[i] for i in self.probabilities(images, "thing").argmax(1)]
+
+    def gives(self, images: Tensor, concept: str) -> Tensor:
+        """For each picture, whether the judge gives it to ``concept``: bool (n,). ValueError for an unknown concept."""
+        network, names = self._part(concept)
+        kind = "style" if network is self.style else "thing"
+        return self.probabilities(images, kind).argmax(1) == names.index(concept)
+
+
+def save_judge(judge: Judge, path: Path = WEIGHTS) -> None:
+    """Weights of both networks in one safetensors file, the names of their classes in its metadata."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for kind, network in (("style", judge.style), ("thing", judge.thing)):
+        tensors |= {f"{kind}.{name}": value.half().contiguous() for name, value in network.state_dict().items()}
+    names = {"style": json.dumps(judge.style_names), "thing": json.dumps(judge.thing_names)}
+    save_file(tensors, path, metadata=names)
+
+
+def load_judge(path: Path = WEIGHTS) -> Judge:
+    """Read what ``save_judge`` wrote, in eval mode. FileNotFoundError with the remedy when the file is missing."""
+    if not path.exists():
+        raise FileNotFoundError(f"the judge's weights {path.name} are missing: run `git checkout -- data/judge`")
+    with safe_open(path, "pt") as file:
+        names = {kind: json.loads(file.metadata()[kind]) for kind in ("style", "thing")}
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}
+    networks = {}
+    for kind, classes in names.items():
+        network = Classifier(len(classes))
+        network.load_state_dict({k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")})
+        networks[kind] = network.eval().requires_grad_(False)
+    return Judge(networks["style"], networks["thing"], names["style"], names["thing"])

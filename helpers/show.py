@@ -1,0 +1,84 @@
+"""Figures: plain functions that return a Matplotlib figure."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+INK, ACCENT, QUIET = "#1f2933", "#2f6fb0", "#9aa5b1"
+
+
+def plain_style() -> None:
+    """One look for every figure: small, quiet axes, and a resolution that keeps notebooks light."""
+    matplotlib.rcParams.update({
+        "figure.dpi": 90, "savefig.dpi": 90, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.edgecolor": QUIET, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+        "axes.titlesize": 10, "legend.frameon": False, "image.interpolation": "nearest",
+    })  # fmt: skip
+
+
+def grid(
+    images: Tensor, *, columns: int | None = None, titles: list[str] | None = None, rows: list[str] | None = None,
+    size: float = 1.0, title: str | None = None,
+) -> Figure:  # fmt: skip
+    """Pictures in a grid, read row by row.
+
+    images (n, 3, H, W) in [0, 1]. columns: pictures in a row (default all of them, at most 10). titles: one above each
+    picture of the first row, or one above every picture if there are n. rows: one label left of each row.
+    size: inches along one side of a picture.
+    """
+    plain_style()
+    columns = columns or min(len(images), 10)
+    count = -(-len(images) // columns)
+    figure, axes = plt.subplots(count, columns, figsize=(size * columns, size * count * 1.06), squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+        if i < len(images):
+            ax.imshow(images[i].detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+        if titles and i < len(titles):
+            ax.set_title(titles[i], fontsize=8, pad=3)
+        if rows and i % columns == 0:
+            ax.set_ylabel(rows[i // columns], rotation=0, ha="right", va="center", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.tight_layout(pad=0.3, w_pad=0.2, h_pad=0.2)
+    plt.close(figure)  # the notebook shows the returned figure once, not twice
+    return figure
+
+
+def heat(
+    image: Tensor, maps: Tensor, titles: list[str], *, size: float = 1.3, top: float | None = None, rows: int = 1
+) -> Figure:
+    """Attention over one picture: the picture, then each token's map laid over it, all on one colour scale.
+
+    image (3, H, W) in [0, 1]; maps (tokens, h, w), probabilities; ``top`` is the value of the brightest colour
+    (default the largest value shown).
+    """
+    plain_style()
+    columns = -(-(len(maps) + 1) // rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows * 1.2), squeeze=False)
+    picture = image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    top = top or maps.max().item()
+    for ax in axes.flat:
+        ax.axis("off")
+    axes.flat[0].imshow(picture)
+    axes.flat[0].set_title("picture", fontsize=8, pad=3)
+    frame = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+    for ax, weights, name in zip(axes.flat[1:], maps, titles, strict=False):
+        ax.imshow(picture.mean(2), cmap="gray", vmin=-0.3, vmax=1.3)
+        drawn = ax.imshow(
+            weights.detach().float().cpu(),
+            cmap="inferno",
+            alpha=0.72,
+            vmin=0,
+            vmax=top,
+            extent=frame,
+            interpolation="bilinear",
+        )
+        ax.set_title(name, fontsize=8, pad=3)
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.02, pad=0.01)
+    bar.set_label("attention probability", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    plt.close(figure)
+    return figure
