@@ -1,6 +1,7 @@
 """Cross-attention: which layers there are, recording their probabilities, and hiding tokens from them."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,7 +30,7 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
         starts = [i for i in range(len(row)) if row[i : i + len(wanted)] == wanted]
         if not starts:
             raise ValueError(f"the prompt {prompt!r} does not hold {phrase!r}: its tokens must appear in it, in order")
-        found.append([i + k for i in starts for k in range(len(wanted))])
+        found.append(sorted({i + k for i in starts for k in range(len(wanted))}))
     return found
 
 
@@ -59,27 +60,35 @@ class AttentionProcessor:
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = attn.to_q(hidden_states), attn.to_k(text), attn.to_v(text)
         q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))  # (b, heads, n, d)
-        A = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)  # (b, heads, pixels, tokens)
+        A = (q * attn.scale @ k.transpose(-1, -2)).softmax(-1)  # (b, heads, pixels, tokens)
         if self.keep is not None:
             self.keep(A)
         if self.weight is not None:
-            A = A * self.weight.to(A)[:, None, None, :]
+            A = A * self.weight.to(A)[:, None, None, :].expand_as(A)  # one row for each prompt of the batch
         out = (A @ v).transpose(1, 2).flatten(2)  # (b, pixels, width)
         return attn.to_out[1](attn.to_out[0](out))
 
 
 @contextlib.contextmanager
 def processors(unet: UNet2DConditionModel, make, layers: list[str] | None = None) -> Iterator[None]:
-    """Use ``make(name)`` as the processor of the named cross-attention layers (default all) inside a ``with`` block."""
+    """Use ``make(name)`` as the processor of the named cross-attention layers (default all) inside a ``with`` block.
+
+    ValueError for a layer that does not exist or an empty selection. RuntimeError inside another such block: the inner
+    processors would replace the outer ones, whose maps would stay empty (or whose zeros would be lost) without a word.
+    """
     known = cross_attentions(unet)
     chosen = list(known) if layers is None else list(layers)
     unknown = sorted(set(chosen) - set(known))
     if unknown or not chosen:
-        raise ValueError(f"no cross-attention layer is named {unknown or chosen}: choose from {', '.join(known)}")
+        wrong = f"no cross-attention layer is named {unknown}" if unknown else "the list of layers is empty"
+        raise ValueError(f"{wrong}: choose from {', '.join(known)}")
     before = {name: known[name].processor for name in chosen}
-    for name in chosen:
-        known[name].set_processor(make(name))
+    taken = [name for name, processor in before.items() if isinstance(processor, AttentionProcessor)]
+    if taken:
+        raise RuntimeError(f"{taken[0]} is hooked already: leave the first `with` block before you enter another")
     try:
+        for name in chosen:
+            known[name].set_processor(make(name))
         yield
     finally:
         for name, processor in before.items():
@@ -96,7 +105,7 @@ def record(
     unconditional half first when drawing with guidance. Gradients flow through them if the pass itself has any.
     ValueError for a layer that does not exist or an empty selection.
     """
-    chosen = layers if layers is not None else list(cross_attentions(unet))
+    chosen = list(cross_attentions(unet)) if layers is None else list(layers)
     if columns is not None and len(columns) == 0:
         raise ValueError("the list of token columns is empty: name at least one position")
     maps: dict[str, list[Tensor]] = {name: [] for name in chosen}
@@ -108,14 +117,28 @@ def record(
         yield maps
 
 
+def token_maps(A: Tensor) -> Tensor:
+    """Probabilities as pictures, the mean over heads: (b, heads, pixels, tokens) -> (b, tokens, side, side).
+
+    Pixels run row by row, as the UNet flattens them. ValueError if they do not fill a square.
+    """
+    side = math.isqrt(A.shape[2])
+    if side * side != A.shape[2]:
+        raise ValueError(f"{A.shape[2]} pixels do not fill a square: expected (b, heads, pixels, tokens)")
+    return A.mean(1).transpose(1, 2).unflatten(-1, (side, side))
+
+
 @contextlib.contextmanager
 def zeroed(world, columns: list[list[int]], *, guided: bool, layers: list[str] | None = None) -> Iterator[None]:
     """Set the attention of each prompt's token ``columns`` to zero, in the conditional pass only.
 
     columns: positions for each prompt of the batch. guided: whether the batch holds the unconditional half first, as
     the pipeline's does when it draws with guidance. The other columns keep their probabilities (no renormalising).
+    ValueError for a prompt without a column to hide.
     Source: Forget-Me-Not, visual denoising loss: the picture drawn with the concept's attention set to zero.
     """
+    if not columns or not all(columns):
+        raise ValueError(f"nothing to hide in {columns}: give at least one token position for each prompt")
     weight = torch.ones(len(columns), world.text_length)
     for row, positions in zip(weight, columns, strict=True):
         row[positions] = 0.0

@@ -34,6 +34,7 @@ class World:
     objects: list[str] = field(default_factory=list)
     people: list[str] = field(default_factory=list)
     roles: dict = field(default_factory=dict)
+    _base: str | None = field(default=None, repr=False)  # the base's fingerprint while an edit is applied
 
     @property
     def concepts(self) -> list[str]:
@@ -101,7 +102,12 @@ class World:
         return self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0]
 
     def fingerprint(self) -> str:
-        """A short digest of the UNet's weights: edits carry it, so that none is applied to another base."""
+        """A short digest of the UNet's base weights: edits carry it, so that none is applied to another base.
+
+        Inside ``with world.applied(...)`` it is still the base's, so that edits can be nested.
+        """
+        if self._base is not None:
+            return self._base
         digest = hashlib.sha256()
         for name, value in sorted(self.pipe.unet.state_dict().items()):
             digest.update(name.encode())
@@ -114,6 +120,7 @@ class World:
         parameters = dict(self.pipe.unet.named_parameters())
         edit.check(self)
         kept = {name: parameters[name].detach().clone() for name in edit.delta}
+        outer, self._base = self._base, self.fingerprint()
         try:
             with torch.no_grad():
                 for name, increment in edit.delta.items():  # merged in fp32, cast last
@@ -124,6 +131,7 @@ class World:
             with torch.no_grad():
                 for name, value in kept.items():
                     parameters[name].copy_(value)
+            self._base = outer
 
 
 def check_manifest(folder: Path) -> None:

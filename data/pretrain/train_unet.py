@@ -31,6 +31,7 @@ from tqdm.auto import trange
 from transformers import CLIPTextModel, CLIPTokenizer
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+VARY = 0.5  # placements half as varied as the judge's: the same drawings are learnt in fewer steps
 
 
 class PlainAttention:
@@ -48,10 +49,10 @@ class PlainAttention:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """11 M parameters, nine cross-attention modules: 16x16 (2), 8x8 (3), 4x4 (4)."""
+    """8 M parameters, nine cross-attention modules: 16x16 (2), 8x8 (3), 4x4 (4)."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128, 192), layers_per_block=1,
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 112, 160), layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=256, attention_head_dim=(2, 4, 4), norm_num_groups=16,
@@ -65,7 +66,7 @@ def encode_latents(copies: int, seed: int) -> Tensor:
     drawings = renders.tiles().flatten(0, 1)
     out = []
     for copy in trange(copies, desc="latents", mininterval=10):
-        pictures = renders.compose(drawings, seeded(seed, copy)) * 2 - 1
+        pictures = renders.compose(drawings, seeded(seed, copy), vary=VARY) * 2 - 1
         chunks = pictures.to(DEVICE, torch.bfloat16).split(75)
         out.append(torch.cat([vae.encode(chunk).latent_dist.mean.half().cpu() for chunk in chunks]))
     return torch.stack(out).unflatten(1, renders.tiles().shape[:2])

@@ -1,0 +1,40 @@
+# Lethe. `make course` and `make test` do everything on a fresh machine that has Python 3.11-3.13; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export PYTHONHASHSEED := 0
+
+.PHONY: help course test notebooks lab bench clean
+help:
+	@echo "make course     execute every notebook in the emoji world into build/course/, with an index page"
+	@echo "make test       ruff, pytest, and nbval over every notebook"
+	@echo "make lab        open JupyterLab"
+	@echo "make notebooks  execute every notebook in place (the one command that makes the committed outputs)"
+	@echo "make bench      the benchmarks of tests/benchmarks"
+
+$(VENV)/installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+course: $(VENV)/installed
+	$(BIN)/python notebooks/execute.py build/course
+
+notebooks: $(VENV)/installed
+	$(BIN)/python notebooks/execute.py --in-place
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
+
+lab: $(VENV)/installed
+	$(BIN)/jupyter lab notebooks
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+clean:
+	rm -rf build

@@ -1,0 +1,77 @@
+"""Execute the course: every numbered notebook, top to bottom, with papermill.
+
+python notebooks/execute.py build/course      # executed copies, HTML beside them, and an index page
+python notebooks/execute.py --in-place [01]   # refresh the committed outputs (all, or those that start so)
+"""
+
+import argparse
+import html
+import logging
+import re
+import warnings
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+
+HERE = Path(__file__).resolve().parent
+PAGE = """<!doctype html><meta charset="utf-8"><title>Lethe, the course</title>
+<style>body{{font:17px/1.5 system-ui,sans-serif;max-width:44rem;margin:3rem auto;padding:0 1rem;color:#1f2933}}
+li{{margin:.6rem 0}}small{{color:#52606d}}</style>
+<h1>Lethe</h1><p>Forgetting in text-to-image diffusion models, in notebooks.</p><ol>{items}</ol>"""
+
+
+def title_and_question(notebook: nbformat.NotebookNode) -> tuple[str, str]:
+    """The heading of the first cell and the first line of text below it."""
+    lines = [line.strip() for line in notebook.cells[0].source.splitlines() if line.strip()]
+    return lines[0].lstrip("# "), re.sub(r"[*_`]", "", lines[1]) if len(lines) > 1 else ""
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out what differs from run to run or from machine to machine: timings and paths in the metadata."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            output.pop("execution_count", None) if output.output_type != "execute_result" else None
+    return notebook
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", nargs="?", default="build/course", help="folder for the executed course")
+    parser.add_argument("--in-place", nargs="*", metavar="START", help="write the outputs back into notebooks/")
+    args = parser.parse_args()
+    in_place = args.in_place is not None
+    starts = tuple(args.in_place or [""])
+    target = HERE if in_place else Path(args.target)
+    target.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    items = []
+    for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+        if in_place and not path.name.startswith(starts):
+            continue
+        print(path.name, flush=True)
+        out = target / path.name
+        running = out.with_suffix(".running.ipynb") if in_place else out
+        papermill.execute_notebook(str(path), str(running), cwd=str(HERE), kernel_name="python3")
+        notebook = tidy(nbformat.read(running, 4))
+        nbformat.write(notebook, running)
+        running.replace(out)
+        if not in_place:
+            page, _ = HTMLExporter().from_notebook_node(notebook)
+            out.with_suffix(".html").write_text(page)
+            title, question = (html.escape(text) for text in title_and_question(notebook))
+            items.append(f'<li><a href="{out.stem}.html">{title}</a><br><small>{question}</small></li>')
+    if not in_place:
+        (target / "index.html").write_text(PAGE.format(items="\n".join(items)))
+        print(f"\nThe course is ready: open {target / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What every notebook of the course must satisfy; ``test_notebooks.py`` applies it, and tries it on bad notebooks."""
+
+import ast
+import importlib
+import re
+
+import nbformat
+
+SETUP = """# Set-up, the same in every notebook: find the kit; on Colab, clone it and install only what Colab lacks.
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "worlds.py").exists()), None)
+if root is None:
+    repository = os.environ.get("LETHE_REPOSITORY", "https://github.com/lethe-course/lethe")
+    subprocess.run(["git", "clone", "--depth", "1", repository, "lethe"], check=True)
+    root = Path("lethe").resolve()
+missing = [name for name in ("diffusers", "transformers", "lpips") if importlib.util.find_spec(name) is None]
+if missing:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+os.chdir(root)
+sys.path.insert(0, str(root))"""
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(home|root|tmp|work|Users|usr/local|opt)/[\w.-]+")
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def lines(cell) -> int:
+    return sum(bool(line.strip()) for line in cell.source.splitlines())
+
+
+def without_docstrings(node: ast.AST) -> str:
+    """The syntax tree of a definition as text, its docstrings taken out."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner) is not None:
+            inner.body = inner.body[1:]
+    return ast.dump(node)
+
+
+def helper_definition(address: str) -> ast.AST:
+    """``helpers.diffusion:add_noise`` -> the syntax tree of that definition."""
+    module, name = address.split(":")
+    source = open(importlib.import_module(module).__file__).read()
+    return next(node for node in ast.parse(source).body if getattr(node, "name", None) == name)
+
+
+def output_text(cell) -> str:
+    parts = []
+    for output in cell.get("outputs", []):
+        parts.append(output.get("text", ""))
+        data = output.get("data", {})
+        parts += [data.get(kind, "") for kind in ("text/plain", "text/html", "text/markdown")]
+        parts += output.get("traceback", [])
+    return "\n".join("".join(part) for part in parts)
+
+
+def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
+    """Everything about a notebook that breaks the rules, in words; an empty list is a good notebook."""
+    said, cells = [], notebook.cells
+    code = [c for c in cells if c.cell_type == "code"]
+    text = [c for c in cells if c.cell_type == "markdown"]
+    first = cells[0]
+    if first.cell_type != "markdown" or not first.source.startswith("# "):
+        said.append("the first cell is not a title")
+    if not re.search(r"minutes?\b", first.source):
+        said.append("the first cell does not say how many minutes it takes")
+    if first.source.count("\n- ") + first.source.count("\n* ") > 4:
+        said.append("the first cell promises more than four things")
+    if [c.source.strip() for c in code if "setup" in tags(c)] != [SETUP]:
+        said.append("the set-up cell is missing or differs from the other notebooks'")
+    parameters = [c for c in code if "parameters" in tags(c)]
+    if len(parameters) != 1:
+        said.append(f"{len(parameters)} cells are tagged parameters")
+    else:
+        body = ast.parse(parameters[0].source).body
+        if len(body) > 10 or not all(isinstance(node, ast.AnnAssign) for node in body):
+            said.append("the parameters cell is not at most ten typed literals")
+        if "#" not in parameters[0].source:
+            said.append("the parameters have no comments")
+    for i, cell in enumerate(cells):
+        where = f"cell {i}"
+        if "id" not in cell:
+            said.append(f"{where} has no id")
+        if cell.cell_type == "markdown":
+            if len(cell.source.split()) > 220:
+                said.append(f"{where} is a wall of text ({len(cell.source.split())} words)")
+            if re.search(r"!\[[^]]*\]\((data:|https?:)", cell.source) or "base64," in cell.source:
+                said.append(f"{where} embeds a picture or fetches one")
+            continue
+        if cell.cell_type != "code":
+            continue
+        if lines(cell) > 25 and "setup" not in tags(cell):
+            said.append(f"{where} has {lines(cell)} lines of code")
+        if "setup" not in tags(cell) and re.search(r"^\s*try:", cell.source, re.M) and "import" in cell.source:
+            said.append(f"{where} wraps an import in try")
+        if re.search(r"from .* import \*", cell.source):
+            said.append(f"{where} imports *")
+        if re.search(r"os\.environ.*\bCI\b", cell.source):
+            said.append(f"{where} asks whether it runs in CI")
+        if cell.source.strip() and cell.execution_count is None:
+            said.append(f"{where} was never run")
+        if any(o.output_type == "error" for o in cell.outputs):
+            said.append(f"{where} ends in an error")
+        if any(o.get("name") == "stderr" for o in cell.outputs):
+            said.append(f"{where} prints to stderr: {output_text(cell)[:80]!r}")
+        if re.search(r"\w+Warning\b", output_text(cell)):
+            said.append(f"{where} shows a warning")
+        if MACHINE_PATH.search(output_text(cell)):
+            said.append(f"{where} shows a path of a machine")
+        address = cell.metadata.get("lethe", {}).get("same_as")
+        if address:
+            mine = next(n for n in ast.parse(cell.source).body if isinstance(n, ast.FunctionDef | ast.ClassDef))
+            if without_docstrings(mine) != without_docstrings(helper_definition(address)):
+                said.append(f"{where} and {address} differ")
+    whole = "\n".join(c.source for c in text)
+    if "check." in "\n".join(c.source for c in code) and "<details>" not in whole:
+        said.append("there are exercises and no folded hint or solution")
+    if "Three things to remember" not in whole:
+        said.append("it does not end with three things to remember")
+    if "eferences" not in whole:
+        said.append("it has no references")
+    counts = [c.execution_count for c in code if c.source.strip()]
+    if counts != sorted(c for c in counts if c is not None):
+        said.append("cells were not run from top to bottom")
+    if size > 700_000:
+        said.append(f"the file has {size // 1000} kB, more than 700")
+    return said

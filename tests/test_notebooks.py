@@ -1,0 +1,93 @@
+"""Every notebook keeps the rules of the course; and the rules catch notebooks that do not."""
+
+import copy
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from notebook_rules import problems
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, 4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_keeps_the_rules(path):
+    assert problems(read(path), size=path.stat().st_size) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_links_and_figures_exist(path):
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\(([^)#\s]+)", cell.source):
+                if not re.match(r"https?:|mailto:|attachment:", target):
+                    assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
+
+
+def edit_first(notebook):
+    notebook.cells[0].source = "no title"
+
+
+def edit_setup(notebook):
+    next(c for c in notebook.cells if "setup" in c.metadata.get("tags", [])).source += "\nprint(1)"
+
+
+def edit_parameters(notebook):
+    next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])).source = "a = 1  # untyped"
+
+
+def edit_wall(notebook):
+    notebook.cells[-1].source += " word" * 230
+
+
+def edit_stderr(notebook):
+    cell = next(c for c in notebook.cells if c.cell_type == "code")
+    cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="careful"))
+
+
+def edit_path(notebook):
+    cell = next(c for c in notebook.cells if c.cell_type == "code")
+    cell.outputs.append(nbformat.v4.new_output("stream", name="stdout", text="/" + "home/someone/file"))
+
+
+def edit_unrun(notebook):
+    [c for c in notebook.cells if c.cell_type == "code"][-1].execution_count = None
+
+
+def edit_long(notebook):
+    [c for c in notebook.cells if c.cell_type == "code"][-1].source = "\n".join(f"x{i} = {i}" for i in range(30))
+
+
+def edit_star(notebook):
+    [c for c in notebook.cells if c.cell_type == "code"][-1].source = "from helpers import *"
+
+
+def edit_drift(notebook):
+    cell = next(c for c in notebook.cells if c.metadata.get("lethe", {}).get("same_as"))
+    cell.source = cell.source.replace("return ", "return 2 * ", 1)
+
+
+def edit_ending(notebook):
+    notebook.cells[:] = [c for c in notebook.cells if "Three things" not in c.source]
+
+
+BREAKS = [v for k, v in sorted(globals().items()) if k.startswith("edit_")]
+
+
+@pytest.mark.parametrize("break_it", BREAKS, ids=lambda f: f.__name__)
+def test_the_rules_catch_a_bad_notebook(break_it):
+    good = read(NOTEBOOKS[0])
+    bad = copy.deepcopy(good)
+    break_it(bad)
+    assert problems(good) == []
+    assert problems(bad) != []
+
+
+def test_large_files_are_caught():
+    assert problems(read(NOTEBOOKS[0]), size=800_000) != []

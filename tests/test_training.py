@@ -1,0 +1,159 @@
+"""The one loop: its updates against plain Adam, early stop, clipping, resume; and the pictures that it reads."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from helpers.training import Schedule, drawn_images, folder_images, run, select_parameters
+
+
+def problem(n=6):
+    """A least-squares problem with noise drawn from the step's generator."""
+    w = torch.zeros(n, requires_grad=True)
+
+    def terms(step, generator):
+        target = torch.arange(n) + 0.1 * torch.randn(n, generator=generator)
+        return {"fit": (w - target).pow(2).mean(), "size": w.pow(2).mean()}
+
+    return {"w": w}, terms
+
+
+def test_equals_plain_adam():
+    parameters, terms = problem()
+    run(
+        parameters,
+        terms,
+        {"fit": 1.0, "size": 0.5},
+        Schedule(steps=5, lr=0.1, decay="constant", clip=None),
+        progress=False,
+    )
+    w, other = problem()
+    optimizer = torch.optim.Adam([w["w"]], lr=0.1)
+    for step in range(5):
+        values = other(step, torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (values["fit"] + 0.5 * values["size"]).backward()
+        optimizer.step()
+    assert torch.equal(parameters["w"], w["w"])
+
+
+def test_history_logs_terms_apart_and_the_statistic():
+    parameters, terms = problem()
+    history = run(parameters, terms, {"fit": 1.0, "size": 0.5}, Schedule(steps=4, lr=0.1), progress=False)
+    assert [row["step"] for row in history] == [0, 1, 2, 3]
+    m = history[0]["total"]
+    for row in history[1:]:
+        m = 0.9 * m + 0.1 * row["total"]
+        assert math.isclose(row["statistic"], m, rel_tol=1e-6)
+    assert all(math.isclose(row["total"], row["fit"] + 0.5 * row["size"], rel_tol=1e-5) for row in history)
+
+
+def test_zero_steps_change_nothing():
+    parameters, terms = problem()
+    assert run(parameters, terms, {"fit": 1.0, "size": 1.0}, Schedule(steps=0), progress=False) == []
+    assert torch.equal(parameters["w"], torch.zeros(6))
+
+
+def test_early_stop_counts_updates():
+    parameters, terms = problem()
+    schedule = Schedule(steps=50, lr=0.5, stop_below=1e9, min_steps=7)
+    assert len(run(parameters, terms, {"fit": 1.0, "size": 0.0}, schedule, progress=False)) == 7
+
+
+def test_clipping_clips():
+    moved = {}
+    for clip in (None, 1e-12):  # Adam forgets a gradient's scale but for its epsilon, 1e-8: a tiny one moves nothing
+        parameters, terms = problem()
+        run(parameters, terms, {"fit": 1.0, "size": 0.0}, Schedule(steps=1, lr=0.1, clip=clip), progress=False)
+        moved[clip] = parameters["w"].abs().sum().item()
+    assert moved[1e-12] < 0.01 * moved[None]
+
+
+def test_gradients_do_not_pile_up_unless_asked():
+    seen = {}
+    for accumulate in (False, True):
+        w = torch.zeros(1, requires_grad=True)
+        grads = seen.setdefault(accumulate, [])
+        w.register_post_accumulate_grad_hook(lambda p, grads=grads: grads.append(p.grad.item()))
+        schedule = Schedule(steps=3, lr=1e-9, clip=None, accumulate_grads=accumulate)
+        run({"w": w}, lambda step, g, w=w: {"a": w.sum()}, {"a": 1.0}, schedule, progress=False)
+    assert seen == {False: [1.0, 1.0, 1.0], True: [1.0, 2.0, 3.0]}
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_resume_is_bit_exact(tmp_path, accumulate):
+    """Killed after step 4 (last checkpoint at 4), continued: the same bits as ten steps without a stop."""
+    weights = {"fit": 1.0, "size": 0.1}
+    schedule = Schedule(steps=10, lr=0.1, accumulate_grads=accumulate)
+    whole, terms = problem()
+    expected = run(whole, terms, weights, schedule, progress=False)
+
+    part, terms = problem()
+
+    def dies(step, generator):
+        if step == 5:
+            raise KeyboardInterrupt
+        return terms(step, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(part, dies, weights, schedule, checkpoint=tmp_path / "c.safetensors", save_every=2, progress=False)
+    again, terms = problem()
+    history = run(again, terms, weights, schedule, checkpoint=tmp_path / "c.safetensors", save_every=2, progress=False)
+    assert torch.equal(again["w"], whole["w"]) and history == expected
+
+
+def test_nan_stops_with_the_step():
+    w = torch.zeros(1, requires_grad=True)
+    terms = lambda step, g: {"a": w.sum() * (float("nan") if step == 2 else 1.0)}  # noqa: E731
+    with pytest.raises(FloatingPointError, match="step 2"):
+        run({"w": w}, terms, {"a": 1.0}, Schedule(steps=5), progress=False)
+
+
+def test_select_parameters(tiny_world):
+    unet = tiny_world.unet
+    every = {name for name, _ in unet.named_parameters()}
+    assert set(select_parameters(unet, "xattn")) == {name for name in every if "attn2." in name}
+    assert set(select_parameters(unet, "kv")) == {n for n in every if "attn2.to_k" in n or "attn2.to_v" in n}
+    assert set(select_parameters(unet, "unet")) == every
+    with pytest.raises(ValueError, match="selects no parameter"):
+        select_parameters(unet, "kv", within=["conv_in"])
+    with pytest.raises(ValueError, match="unknown group"):
+        select_parameters(unet, "cross")
+
+
+@pytest.mark.parametrize("bad", [{"steps": -1}, {"batch_size": 0}, {"lr": 0.0}, {"decay": "step"}])
+def test_bad_schedule(bad):
+    with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+        Schedule(**bad)
+
+
+def test_drawn_images_are_kept(tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.training.CACHE", tmp_path)
+    first = drawn_images(tiny_world, ["church"], [1], steps=2)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 and not list(tmp_path.glob("*.partial"))
+    monkeypatch.setattr("helpers.training.sample", None)  # a second drawing would fail
+    assert torch.equal(first, drawn_images(tiny_world, ["church"], [1], steps=2))
+    with pytest.raises(TypeError):
+        drawn_images(tiny_world, ["church"], [2], steps=2)
+
+
+def test_folder_images(tmp_path):
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "b.png")
+    Image.new("L", (16, 32), 128).save(tmp_path / "a.jpg")
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.warns(UserWarning, match=r"broken\.png"):
+        images = folder_images(tmp_path, 16)
+    assert images.shape == (2, 3, 16, 16)
+    assert images[1, 0].min() > 0.99 and images[1, 1].max() < 0.01  # sorted by name: the red one is second
+
+
+def test_folders_without_pictures(tmp_path):
+    with pytest.raises(ValueError, match="no readable picture"):
+        folder_images(tmp_path, 16)
+    with pytest.raises(ValueError, match="nowhere"):
+        folder_images(tmp_path / "nowhere", 16)
+    (tmp_path / "broken.png").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="broken"), pytest.raises(ValueError, match="no readable picture"):
+        folder_images(tmp_path, 16)
