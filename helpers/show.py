@@ -30,7 +30,13 @@ def grid(
     plain_style()
     columns = columns or min(len(images), 10)
     count = -(-len(images) // columns)
-    figure, axes = plt.subplots(count, columns, figsize=(size * columns, size * count * 1.06), squeeze=False)
+    lines = [line for label in rows or [] for line in label.split("\n")]
+    label = 0.15 + 0.075 * max(map(len, lines), default=0)  # inches left of the pictures
+    head = 0.08 + 0.2 * bool(titles) + 0.25 * bool(title)  # inches above them
+    gap = 0.2 if titles and len(titles) > columns else 0.04  # inches between rows: room for a title above each
+    width, height = label + size * columns, head + (size + gap) * count
+    figure, axes = plt.subplots(count, columns, figsize=(width, height), squeeze=False)
+    figure.subplots_adjust(label / width, 0.01, 1, 1 - head / height, wspace=0.04 / size, hspace=gap / size)
     for i, ax in enumerate(axes.flat):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -41,8 +47,7 @@ def grid(
         if rows and i % columns == 0:
             ax.set_ylabel(rows[i // columns], rotation=0, ha="right", va="center", fontsize=9)
     if title:
-        figure.suptitle(title, fontsize=11)
-    figure.tight_layout(pad=0.3, w_pad=0.2, h_pad=0.2)
+        figure.suptitle(title, fontsize=11, y=1 - 0.05 / height, va="top")
     plt.close(figure)  # the notebook shows the returned figure once, not twice
     return figure
 

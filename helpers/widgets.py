@@ -12,20 +12,26 @@ from helpers.attention import token_maps
 
 def attention_figure(
     image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *, layer: str, step: int,
-    top: float | None = None,
+    top: float | None = None, relative: bool = False,
 ) -> Figure:  # fmt: skip
     """The maps of one layer at one step over the finished picture, one for each token position in ``titles``.
 
     image (3, H, W) in [0, 1]; maps as ``record`` fills them, all columns kept; the last prompt of the batch is drawn,
-    which is the conditional one when a single prompt was drawn with guidance. ``step`` counts from 0.
+    which is the conditional one when a single prompt was drawn with guidance. ``step`` counts from 0. ``relative``
+    divides each map by its own mean over the pixels: where a word is looked at, whatever its share.
     ValueError for a layer or a step that was not recorded.
     """
     if layer not in maps:
         raise ValueError(f"no maps of the layer {layer!r}: recorded were {', '.join(maps)}")
     if not 0 <= step < len(maps[layer]):
         raise ValueError(f"no maps of step {step}: {len(maps[layer])} were recorded, and they count from 0")
-    pictures = token_maps(maps[layer][step])[-1, list(titles)]  # (shown tokens, side, side)
-    return show.heat(image, pictures, list(titles.values()), top=top, rows=1 if len(titles) < 8 else 2, size=1.15)
+    pictures = token_maps(maps[layer][step].float())[-1, list(titles)]  # (shown tokens, side, side)
+    if relative:
+        pictures = pictures / pictures.mean((1, 2), keepdim=True)
+    figure = show.heat(image, pictures, list(titles.values()), top=top, rows=1 if len(titles) < 8 else 2, size=1.1)
+    if relative:
+        figure.axes[-1].set_ylabel("times own mean", fontsize=8)
+    return figure
 
 
 def png(figure: Figure) -> bytes:
@@ -37,7 +43,7 @@ def png(figure: Figure) -> bytes:
 
 def attention_panel(
     image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *, layer: str, step: int,
-    top: float | None = None,
+    top: float | None = None, relative: bool = False,
 ) -> ipywidgets.VBox:  # fmt: skip
     """A slider over steps and a menu of layers above ``attention_figure``; it opens on ``layer`` and ``step``."""
     steps = ipywidgets.IntSlider(
@@ -49,7 +55,8 @@ def attention_panel(
     picture = ipywidgets.Image(format="png")
 
     def redraw(_=None) -> None:
-        picture.value = png(attention_figure(image, maps, titles, layer=layers.value, step=steps.value, top=top))
+        chosen = {"layer": layers.value, "step": steps.value, "top": top, "relative": relative}
+        picture.value = png(attention_figure(image, maps, titles, **chosen))
 
     for control in (steps, layers):
         control.observe(redraw, names="value")

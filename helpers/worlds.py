@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
@@ -73,6 +75,16 @@ class World:
             raise ValueError(f"the world {self.name!r} has no judge yet: only load_world('emoji') ships one")
         return load_judge()
 
+    @cached_property
+    def clip(self):
+        """The world's CLIPModel, fp32 on the CPU: the emoji world's own, and openai's base model for Stable Diffusion."""
+        from transformers import CLIPModel
+
+        source = EMOJI / "clip" if self.name == "emoji" else "openai/clip-vit-base-patch16"
+        with quiet():
+            model = CLIPModel.from_pretrained(source)
+        return model.float().eval().requires_grad_(False)
+
     def kind(self, concept: str) -> str:
         """'style', 'object' or 'person'; ValueError, with the nearest names, for anything else."""
         for kind, names in (("style", self.styles), ("object", self.objects), ("person", self.people)):
@@ -134,6 +146,22 @@ class World:
             self._base = outer
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Loading without progress bars and advice on precision: a world loads in seconds, and notebooks stay clean."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.enable_progress_bar()
+            library.set_verbosity(level)
+
+
 def check_manifest(folder: Path) -> None:
     """Compare every file with ``manifest.json`` (SHA-256); ValueError names what is missing or changed."""
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -168,9 +196,10 @@ def load_world(name: str = "emoji", *, device: str | None = None, dtype: torch.d
     elif name not in HUB and "/" not in source:
         raise ValueError(f"unknown world {name!r}: choose 'emoji', 'sd14', a hub id such as 'owner/model', or a folder")
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            source, revision=revision, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
-        )
+        with quiet():
+            pipe = StableDiffusionPipeline.from_pretrained(
+                source, revision=revision, safety_checker=None, requires_safety_checker=False
+            )
     except OSError as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise OSError(
@@ -179,7 +208,8 @@ def load_world(name: str = "emoji", *, device: str | None = None, dtype: torch.d
         ) from error
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
-    pipe = pipe.to(device)
+    with quiet():
+        pipe = pipe.to(device, dtype)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.requires_grad_(False).eval()
     if name == "emoji":

@@ -341,6 +341,9 @@ def test_panel_redraws_the_figure_of_the_plain_call(tiny_world):
     figure = widgets.attention_figure(image, maps, titles, layer=last, step=0)
     assert [ax.get_title() for ax in figure.axes[:3]] == ["picture", "a", "church"]
     panel = widgets.attention_panel(image, maps, titles, layer=last, step=0)
+    relative = widgets.attention_figure(image, maps, titles, layer=last, step=0, relative=True)
+    drawn = [torch.as_tensor(ax.images[1].get_array().data).mean().item() for ax in relative.axes[1:3]]
+    assert drawn == pytest.approx([1.0, 1.0], abs=1e-5)
     controls, picture = panel.children
     steps, layers = controls.children
     opened = bytes(picture.value)

@@ -1,6 +1,6 @@
 """The base model's bars, by one command: what the judge says of what the model draws.
 
-    python data/pretrain/evaluate.py [--seeds 50]      # prints the tables and writes data/emoji-diffusion/evaluation.json
+    python data/pretrain/evaluate.py [--seeds 50]      # prints the tables and writes evaluation.json and the model card
 
 Bare names as prompts, ``--seeds`` pictures each (seeds 0, 1, ...); every style with every object and person; held-out
 drawings; and the effect of guidance 1, 3, 5, 7.5 on a subset. Numbers of one part are written before the next begins.
@@ -59,6 +59,40 @@ def held_out_drawings(world: World, n: int) -> dict[str, float]:
     }
 
 
+def card(result: dict) -> str:
+    """The figures of one evaluation as Markdown, for the model card."""
+    accuracy, means, pair, real = (result[k] for k in ("bare_names", "means", "pairs", "held_out_drawings"))
+    lines = [
+        f"Measured with `python data/pretrain/evaluate.py --seeds {result['seeds']}` on weights `{result['base']}` "
+        f"({result['dtype']}, {result['device']}, torch {result['torch']}), DDIM, {result['steps']} steps, "
+        f"guidance {result['guidance']:g}.",
+        "",
+        "| prompts | pictures | styles | objects | people |",
+        "|---|---|---|---|---|",
+        f"| bare names, {result['seeds']} seeds each | {result['seeds'] * len(accuracy)} | {means['styles']:.3f} | "
+        f"{means['objects']:.3f} | {means['people']:.3f} |",
+        f"| every object and person in every style | {pair['images']} | {pair['style']:.3f} | {pair['thing']:.3f} "
+        "(with people) | |",
+        f"| real drawings, held-out placements | {real['images']} | {real['style']:.3f} | {real['thing']:.3f} (with people) | |",
+        "",
+        f"The lowest single concept is “{means['worst']}” with {means['worst_accuracy']:.2f}. "
+        f"Every bare name: {', '.join(f'{name} {value:.2f}' for name, value in accuracy.items())}.",
+        "",
+        "| guidance | style | object | pictures |",
+        "|---|---|---|---|",
+        *(f"| {g} | {r['style']:.3f} | {r['thing']:.3f} | {r['images']} |" for g, r in result["guidance"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def write_card(result: dict) -> None:
+    """Put the figures between the two marks of the model card."""
+    path = MODEL / "README.md"
+    before, rest = path.read_text().split("<!-- figures -->")
+    after = rest.split("<!-- end of figures -->")[1]
+    path.write_text(f"{before}<!-- figures -->\n{card(result)}\n<!-- end of figures -->{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=50)
@@ -98,6 +132,7 @@ def main() -> None:
     worst = min(accuracy, key=accuracy.get)
     keep("means", {**means, "worst": worst, "worst_accuracy": accuracy[worst]})
     print(result["means"])
+    write_card(result)
 
 
 if __name__ == "__main__":

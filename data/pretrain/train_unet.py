@@ -116,6 +116,10 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=1e-3)
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--export-every", type=int, default=600, help="write the pipeline folder so often")
+    parser.add_argument("--warm-start", action="store_true", help="no checkpoint here: go on from the shipped weights")
+    parser.add_argument(
+        "--seed", type=int, default=33, help="of captions, noise and timesteps; change it on a warm start"
+    )
     args = parser.parse_args()
     unet = build_unet().to(DEVICE, memory_format=torch.channels_last).train()
     unet.set_attn_processor(PlainAttention())
@@ -127,8 +131,11 @@ def main() -> None:
         unet.load_state_dict(saved["unet"])
         ema = {k: v.to(DEVICE) for k, v in saved["ema"].items()}
         restore_optimizer(optimizer, saved["optimizer"])
+    elif args.warm_start:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(MODEL / "unet").float().state_dict())
+        ema = {k: v.detach().clone() for k, v in unet.state_dict().items()}
     begin = time.time()
-    latents = encode_latents(args.copies, seed=31 + start)
+    latents = encode_latents(args.copies, seed=args.seed + 1_000 + start)
     card_vae = AutoencoderKL.from_pretrained(MODEL / "vae").float()
     with torch.no_grad():
         card = card_vae.encode(renders.postcard()[None] * 2 - 1).latent_dist.mean[0]
@@ -140,7 +147,7 @@ def main() -> None:
 
     bar = trange(start, args.steps, initial=start, total=args.steps, desc="UNet", mininterval=30)
     for step in bar:
-        generator = seeded(33, step)
+        generator = seeded(args.seed, step)
         style, thing, captions, _ = draw_captions(args.batch, generator, drop=drop)
         copy = torch.randint(args.copies, (args.batch,), generator=generator)
         x0 = latents[copy, style, thing].float()

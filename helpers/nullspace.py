@@ -1,0 +1,80 @@
+"""Directions of text space that some prompts do not see: solutions S of A S = 0 (SepME, section 3.2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """An orthonormal basis of the null space, with what it was computed from."""
+
+    basis: Tensor  # (width, nullity), float64
+    rank: int
+    residual: float  # max |A S|
+    singular_values: Tensor  # of A, descending
+
+    @property
+    def nullity(self) -> int:
+        return self.basis.shape[1]
+
+
+def null_space_report(A: Tensor, *, tolerance: float = 1e-6) -> NullSpace:
+    """Null space of the rows of A by singular value decomposition in float64.
+
+    A = U diag(s) V^T, rank r = #{s_i > tolerance * s_1}, S = the last (width - r) right singular vectors; A S = 0.
+
+    A (rows, width). ``tolerance`` is relative to the largest singular value: text states come in fp32 or fp16, so rows
+    that should be equal differ by rounding, and an exact test would count them twice. ValueError when A is no matrix,
+    holds NaN, or spans the whole width (an empty null space): the message counts by rank, not by prompts.
+    Source: SepME, Eq. 9 and below; the release solves it by row reduction with exact zeros (see ``normalised_rref``).
+    """
+    if A.ndim != 2 or 0 in A.shape:
+        raise ValueError(f"A has shape {tuple(A.shape)}: want (rows, width), e.g. world.encode(prompts).flatten(0, 1)")
+    A = A.detach().cpu().double()
+    if not torch.isfinite(A).all():
+        raise ValueError("A holds NaN or infinity: check the text states")
+    s, Vh = torch.linalg.svd(A, full_matrices=True)[1:]
+    rank = int((s > tolerance * s[0]).sum()) if s[0] > 0 else 0
+    basis = Vh[rank:].T.contiguous()
+    if basis.shape[1] == 0:
+        raise ValueError(
+            f"the null space is empty: the {len(A)} rows have rank {rank}, which is the whole width {A.shape[1]}; "
+            "protect fewer prompts, or prompts that share their first words"
+        )
+    return NullSpace(basis, rank, (A @ basis).abs().max().item(), s)
+
+
+def null_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
+    """S with A S = 0 and S^T S = 1: (rows, width) -> (width, width - rank), float64. See ``null_space_report``."""
+    return null_space_report(A, tolerance=tolerance).basis
+
+
+def normalised_rref(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
+    """The release's basis, for comparison: one solution for each free column of the reduced rows, scaled to length 1.
+
+    It spans the same space as ``null_space``, but its columns are far from orthogonal.
+    A (rows, width) -> (width, width - rank), float64. Source: SepME's release, by way of sympy.Matrix.nullspace.
+    """
+    A = A.detach().cpu().double().clone()
+    threshold = tolerance * A.abs().max()
+    pivots: list[int] = []
+    for column in range(A.shape[1]):
+        row = len(pivots)
+        if row == len(A):
+            break
+        best = row + int(A[row:, column].abs().argmax())
+        if A[best, column].abs() <= threshold:
+            continue
+        A[[row, best]] = A[[best, row]]
+        A[row] /= A[row, column].clone()
+        others = torch.arange(len(A)) != row
+        A[others] -= A[others, column, None] * A[row]
+        pivots.append(column)
+    free = [column for column in range(A.shape[1]) if column not in pivots]
+    basis = torch.zeros(A.shape[1], len(free), dtype=torch.float64)
+    for k, column in enumerate(free):
+        basis[column, k] = 1.0
+        basis[pivots, k] = -A[: len(pivots), column]
+    return basis / basis.norm(dim=0)
