@@ -48,7 +48,7 @@ def test_stable_diffusion_s_own_parts(world):
 def test_plain_diffusers_loads_the_folder(world):
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(ROOT / "data" / "emoji-diffusion", torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(ROOT / "data" / "emoji-diffusion").to(dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     picture = pipe("a church", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
     assert picture.size == (world.image_size, world.image_size)

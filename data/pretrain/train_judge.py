@@ -10,7 +10,18 @@ a tenth is blank (plain or noise).
 import argparse
 
 import torch
-from common import DEVICE, WORK, Log, cosine, load_checkpoint, renders, save_checkpoint, seeded
+from common import (
+    DEVICE,
+    WORK,
+    Log,
+    cosine,
+    load_checkpoint,
+    optimizer_tensors,
+    renders,
+    restore_optimizer,
+    save_checkpoint,
+    seeded,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import trange
@@ -68,11 +79,17 @@ def main() -> None:
     torch.manual_seed(0)
     nets = {"style": Classifier(len(styles)).to(DEVICE), "thing": Classifier(len(things)).to(DEVICE)}
     optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=2e-3, weight_decay=0.02)
-    log = Log(WORK / "judge.csv")
+    path, log = WORK / "judge.safetensors", Log(WORK / "judge.csv")
+    start, saved = load_checkpoint(path)
+    if saved:
+        for kind, net in nets.items():
+            net.load_state_dict(saved[kind])
+        restore_optimizer(optimizer, saved.get("optimizer", {}))
     drawn, drawn_style, drawn_thing = draw_base_images(args.seeds, args.draw_steps, args.guidance)
 
     half, tenth = args.batch // 2, args.batch // 10
-    for step in (bar := trange(args.steps, desc="judge", mininterval=10)):
+    bar = trange(start, args.steps, initial=start, total=args.steps, desc="judge", mininterval=10)
+    for step in bar:
         generator = seeded(44, step)
         s, o = (torch.randint(size, (half,), generator=generator) for size in renders.tiles().shape[:2])
         real = soften(renders.compose(renders.tiles()[s, o], generator, vary=1.2), generator)
@@ -95,6 +112,9 @@ def main() -> None:
             right = {kind: (logits[kind].argmax(1) == labels[kind]).float().mean().item() for kind in nets}
             bar.set_postfix(loss=f"{loss.item():.2f}", **{k: f"{v:.2f}" for k, v in right.items()})
             log.write(step, loss=loss.item(), **right)
+        if (step + 1) % 200 == 0 or step + 1 == args.steps:
+            groups = {kind: net.state_dict() for kind, net in nets.items()}
+            save_checkpoint(path, step + 1, {**groups, "optimizer": optimizer_tensors(optimizer)})
     save_judge(Judge(nets["style"].cpu().eval(), nets["thing"].cpu().eval(), styles, things))
 
 
