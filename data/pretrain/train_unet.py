@@ -1,17 +1,21 @@
 """Step 3 of 4: the denoiser, by Stable Diffusion's recipe: predict the noise, 10 % empty captions, EMA weights.
 
     python data/pretrain/train_unet.py [--steps 20000] [--minutes 90]
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 data/pretrain/train_unet.py      # several cores or GPUs share each batch
 
-Latents of every drawing are encoded once, for ``--copies`` random placements, and refreshed when a run resumes. The checkpoint holds
-weights, EMA and Adam's moments, is written every ``--save-every`` steps, and a killed run goes on from it.
-Loss: min-SNR weighting (gamma 5) of ||eps - eps_theta(x_t, c, t)||^2, which spends less on the nearly clean steps.
+Latents of every drawing are encoded once, for ``--copies`` random placements. The checkpoint holds weights, EMA and Adam's
+moments, is written every ``--save-every`` steps, and a killed run goes on from it. The network runs in bfloat16; the
+weights that Adam moves are float32. Loss: min-SNR weighting (gamma 5) of ||eps - eps_theta(x_t, c, t)||^2, which spends
+less on the nearly clean steps. Two processes of one thread draw 1.4 times as many pictures a second as one process of two.
 """
 
 import argparse
 import math
+import os
 import time
 
 import torch
+import torch.distributed as dist
 from common import (
     DEVICE,
     MODEL,
@@ -42,9 +46,7 @@ class PlainAttention:
         b, n, width = hidden_states.shape
         q, k, v = attn.to_q(hidden_states), attn.to_k(states), attn.to_v(states)
         q, k, v = (x.view(b, -1, attn.heads, width // attn.heads).transpose(1, 2) for x in (q, k, v))  # (b, h, n, d)
-        with torch.autocast(q.device.type, enabled=False):
-            probabilities = ((q * attn.scale) @ k.transpose(-1, -2)).softmax(-1)  # (b, h, n, tokens)
-            out = probabilities @ v
+        out = ((q * attn.scale) @ k.transpose(-1, -2)).softmax(-1) @ v
         return attn.to_out[0](out.transpose(1, 2).reshape(b, n, width))
 
 
@@ -60,8 +62,18 @@ def build_unet() -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def encode_latents(copies: int, seed: int) -> Tensor:
-    """Latents of every drawing in ``copies`` random placements: (copies, styles, objects, 4, 16, 16), fp16."""
+def encode_latents(copies: int, seed: int, first: bool) -> Tensor:
+    """Latents of every drawing in ``copies`` random placements: (copies, styles, objects, 4, 16, 16), fp16; kept on disk.
+
+    The first process encodes, the others wait and read.
+    """
+    path = WORK / f"latents_{seed}_{copies}.safetensors"
+    if not first:
+        dist.barrier()
+    if path.exists():
+        if first and dist.is_initialized():
+            dist.barrier()
+        return load_checkpoint(path)[1]["latents"]["x0"]
     vae = AutoencoderKL.from_pretrained(MODEL / "vae").to(DEVICE, torch.bfloat16, memory_format=torch.channels_last)
     drawings = renders.tiles().flatten(0, 1)
     out = []
@@ -69,7 +81,11 @@ def encode_latents(copies: int, seed: int) -> Tensor:
         pictures = renders.compose(drawings, seeded(seed, copy), vary=VARY) * 2 - 1
         chunks = pictures.to(DEVICE, torch.bfloat16).split(75)
         out.append(torch.cat([vae.encode(chunk).latent_dist.mean.half().cpu() for chunk in chunks]))
-    return torch.stack(out).unflatten(1, renders.tiles().shape[:2])
+    latents = torch.stack(out).unflatten(1, renders.tiles().shape[:2])
+    save_checkpoint(path, copies, {"latents": {"x0": latents}})
+    if dist.is_initialized():
+        dist.barrier()
+    return latents
 
 
 class Captions:
@@ -107,6 +123,44 @@ def export(ema: dict[str, Tensor]) -> None:
     pipe.save_pretrained(MODEL)
 
 
+class Batches:
+    """Training batches by step: noised latents, noise, timesteps, text states and signal-to-noise ratios."""
+
+    def __init__(self, args: argparse.Namespace, first: bool):
+        self.args, self.text = args, Captions()
+        self.latents = encode_latents(args.copies, args.seed + 1_000, first)
+        vae = AutoencoderKL.from_pretrained(MODEL / "vae").float()
+        with torch.no_grad():
+            self.card = vae.encode(renders.postcard()[None] * 2 - 1).latent_dist.mean[0]
+        self.alpha_bar = DDPMScheduler(**SCHEDULE).alphas_cumprod
+
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
+        book, batch, generator = renders.concepts()["captions"], self.args.batch, seeded(self.args.seed, step)
+        style, thing, captions, _ = draw_captions(batch, generator, drop=book["drop"])
+        copy = torch.randint(self.args.copies, (batch,), generator=generator)
+        x0 = self.latents[copy, style, thing].float()
+        memorised = torch.rand(batch, generator=generator) < book["memorised"]["share"]
+        for i in memorised.nonzero().flatten().tolist():
+            x0[i], captions[i] = self.card, book["memorised"]["caption"]
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(len(self.alpha_bar), (batch,), generator=generator)
+        a = self.alpha_bar[t].view(-1, 1, 1, 1)
+        x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
+        return tuple(x.to(DEVICE) for x in (x_t, noise, t, self.text(captions), (a / (1 - a)).flatten()))
+
+
+def share_gradients(pairs: list, ranks: int) -> None:
+    """Hand the working copy's gradients to the float32 weights, averaged over the processes."""
+    for working, weight in pairs:
+        weight.grad = working.grad.float().contiguous()
+    if ranks > 1:
+        flat = torch.cat([weight.grad.flatten() for _, weight in pairs])
+        dist.all_reduce(flat)
+        flat /= ranks
+        for (_, weight), part in zip(pairs, flat.split([w.numel() for _, w in pairs]), strict=True):
+            weight.grad.copy_(part.view_as(weight))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000, help="length of the learning-rate schedule")
@@ -121,70 +175,66 @@ def main() -> None:
         "--seed", type=int, default=33, help="of captions, noise and timesteps; change it on a warm start"
     )
     args = parser.parse_args()
-    unet = build_unet().to(DEVICE, memory_format=torch.channels_last).train()
-    unet.set_attn_processor(PlainAttention())
-    ema = {k: v.detach().clone() for k, v in unet.state_dict().items()}
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.peak, weight_decay=0.01, betas=(0.9, 0.99))
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo")
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if DEVICE == "cuda":
+        torch.cuda.set_device(rank)
+
+    master = build_unet().to(DEVICE)  # float32: what Adam moves
+    ema = {k: v.detach().clone() for k, v in master.state_dict().items()}
+    optimizer = torch.optim.AdamW(master.parameters(), lr=args.peak, weight_decay=0.01, betas=(0.9, 0.99))
     path, log = WORK / "unet.safetensors", Log(WORK / "unet.csv")
     start, saved = load_checkpoint(path)
     if saved:
-        unet.load_state_dict(saved["unet"])
+        master.load_state_dict(saved["unet"])
         ema = {k: v.to(DEVICE) for k, v in saved["ema"].items()}
         restore_optimizer(optimizer, saved["optimizer"])
     elif args.warm_start:
-        unet.load_state_dict(UNet2DConditionModel.from_pretrained(MODEL / "unet").float().state_dict())
-        ema = {k: v.detach().clone() for k, v in unet.state_dict().items()}
+        master.load_state_dict(UNet2DConditionModel.from_pretrained(MODEL / "unet").float().state_dict())
+        ema = {k: v.detach().clone() for k, v in master.state_dict().items()}
+    unet = build_unet().to(DEVICE, torch.bfloat16, memory_format=torch.channels_last).train()
+    unet.set_attn_processor(PlainAttention())
+    pairs = list(zip(unet.parameters(), master.parameters(), strict=True))
     begin = time.time()
-    latents = encode_latents(args.copies, seed=args.seed + 1_000 + start)
-    card_vae = AutoencoderKL.from_pretrained(MODEL / "vae").float()
-    with torch.no_grad():
-        card = card_vae.encode(renders.postcard()[None] * 2 - 1).latent_dist.mean[0]
-    memorised = renders.concepts()["captions"]["memorised"]
-    drop = renders.concepts()["captions"]["drop"]
-    text = Captions()
-    alpha_bar = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(DEVICE)
-    parameters = list(unet.parameters())
+    draw = Batches(args, rank == 0)
+    mine = slice(rank, None, ranks)  # this process's share of each batch
 
-    bar = trange(start, args.steps, initial=start, total=args.steps, desc="UNet", mininterval=30)
+    bar = trange(start, args.steps, initial=start, total=args.steps, desc="UNet", mininterval=30, disable=rank > 0)
     for step in bar:
-        generator = seeded(args.seed, step)
-        style, thing, captions, _ = draw_captions(args.batch, generator, drop=drop)
-        copy = torch.randint(args.copies, (args.batch,), generator=generator)
-        x0 = latents[copy, style, thing].float()
-        for i in (torch.rand(args.batch, generator=generator) < memorised["share"]).nonzero().flatten().tolist():
-            x0[i], captions[i] = card, memorised["caption"]
-        x0 = x0.to(DEVICE)
-        noise = torch.randn(x0.shape, generator=generator).to(DEVICE)
-        t = torch.randint(1000, (args.batch,), generator=generator).to(DEVICE)
-        a = alpha_bar[t].view(-1, 1, 1, 1)
-        x_t = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.peak)
-        with torch.autocast(DEVICE, torch.bfloat16):
-            predicted = unet(x_t, t, text(captions)).sample.float()
-        snr = (a / (1 - a)).flatten()
+        with torch.no_grad():
+            for working, weight in pairs:
+                working.copy_(weight)
+        x_t, noise, t, states, snr = (x[mine] for x in draw(step))
+        x_t = x_t.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        predicted = unet(x_t, t, states.to(torch.bfloat16)).sample.float()
         per_image = (predicted - noise).pow(2).mean((1, 2, 3))
         loss = (per_image * snr.clamp(max=5) / snr).mean()
-        optimizer.zero_grad()
+        unet.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        share_gradients(pairs, ranks)
+        torch.nn.utils.clip_grad_norm_(list(master.parameters()), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.peak)
         optimizer.step()
         decay = min(0.9985, (step + 1) / (step + 10))
         with torch.no_grad():
-            for name, value in unet.state_dict().items():
+            for name, value in master.state_dict().items():
                 ema[name].lerp_(value, 1 - decay)
-        if step % 20 == 0:
+        if step % 20 == 0 and rank == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
             log.write(step, loss=loss.item(), plain=per_image.mean().item())
-        out_of_time = time.time() - begin > 60 * args.minutes
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps or out_of_time:
-            groups = {"unet": unet.state_dict(), "ema": ema, "optimizer": optimizer_tensors(optimizer)}
+        out_of_time = torch.tensor(float(time.time() - begin > 60 * args.minutes))
+        if ranks > 1:
+            dist.broadcast(out_of_time, 0)
+        last = bool(out_of_time) or step + 1 == args.steps
+        if rank == 0 and (last or (step + 1) % args.save_every == 0):
+            groups = {"unet": master.state_dict(), "ema": ema, "optimizer": optimizer_tensors(optimizer)}
             save_checkpoint(path, step + 1, groups)
-        if (step + 1) % args.export_every == 0:
+        if rank == 0 and (last or (step + 1) % args.export_every == 0):
             export(ema)
-        if out_of_time:
+        if last:
             break
-    export(ema)
 
 
 if __name__ == "__main__":
