@@ -34,7 +34,7 @@ lab: $(VENV)/installed
 	$(BIN)/jupyter lab notebooks
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -m "not slow"
 
 clean:
 	rm -rf build

@@ -27,11 +27,27 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
         raise ValueError(f"the phrase {phrase!r} has no tokens: give a word of the prompt")
     found = []
     for prompt, row in zip(prompts, world.token_ids(prompts).tolist(), strict=True):
-        starts = [i for i in range(len(row)) if row[i : i + len(wanted)] == wanted]
+        starts = [i for i in range(1, len(row)) if row[i : i + len(wanted)] == wanted]  # the start mark is no word
         if not starts:
             raise ValueError(f"the prompt {prompt!r} does not hold {phrase!r}: its tokens must appear in it, in order")
         found.append(sorted({i + k for i in starts for k in range(len(wanted))}))
     return found
+
+
+def concept_mask(world, prompts: list[str], phrase: str, *, end: bool) -> Tensor:
+    """Which positions of each prompt hold the phrase's tokens; with ``end`` also the end mark and all padding.
+
+    Returns (n, tokens), bool. The rows differ when the phrase stands elsewhere, so a batch needs one row for each
+    picture: the release repeats rows in another order than its heads are in, which only its batches of one forgive.
+    """
+    ids = world.token_ids(prompts)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, positions in zip(mask, find_tokens(world, prompts, phrase), strict=True):
+        row[positions] = True
+    mask[:, 0] = False  # the start mark, which soft tokens borrow as their placeholder
+    if end:
+        mask |= (ids == world.pipe.tokenizer.eos_token_id).cumsum(1) > 0
+    return mask
 
 
 def token_roles(world, prompt: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 FORMAT = "lethe-edit-1"
 
@@ -117,3 +119,48 @@ class Edit:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{Path(path).name} holds tensors but no Lethe edit: its metadata lacks {FORMAT!r}")
         return cls(delta, json.loads(metadata["history"]), json.loads(metadata["meta"]))
+
+    def export(self, world, folder: str | Path) -> Path:
+        """Write the edited world as a pipeline folder that plain ``StableDiffusionPipeline.from_pretrained`` loads.
+
+        Merged in fp32, cast to the world's type last. FileExistsError for a folder that holds something already.
+        """
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"the folder {folder.name!r} is not empty: choose another, or empty it first")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, world.applied(self):
+            world.pipe.save_pretrained(Path(temporary) / "pipeline")
+            os.replace(Path(temporary) / "pipeline", folder)
+        return folder
+
+    def export_lora(self, path: str | Path, *, rank: int | None = None) -> Path:
+        """Write the edit as a LoRA file (PEFT's layout) that ``pipe.load_lora_weights`` reads: delta = B A.
+
+        B (d_out, r) and A (r, d_in) come from the singular value decomposition in float64; r is the largest rank that a layer
+        needs (then the file is exact to rounding), or ``rank`` (then it is the best approximation of that rank).
+        ValueError for an edit of biases or convolutions, which has no such form: train with ``group="kv"``.
+        """
+        unfit = sorted(name for name, value in self.delta.items() if value.ndim != 2 and value.any())
+        if unfit:
+            raise ValueError(
+                f"{unfit[0]} is no matrix, so the edit has no LoRA form: train with group='kv', or use edit.export"
+            )
+        parts = {n: torch.linalg.svd(v.double(), full_matrices=False) for n, v in self.delta.items() if v.ndim == 2}
+        if not parts:
+            raise ValueError("the edit holds no matrix: there is nothing to export")
+        needed = max(int((s > 1e-7 * s[0].clamp_min(1e-30)).sum()) for _, s, _ in parts.values())
+        r = max(1, min(needed, rank or needed))
+        tensors = {}
+        for name, (U, s, Vh) in parts.items():
+            module, root = "unet." + name.removesuffix(".weight"), s[:r].sqrt()
+            gap = r - len(root)  # one rank for all layers, since readers scale by one alpha: zeros fill up
+            tensors[module + ".lora_B.weight"] = pad(U[:, :r] * root, (0, gap))  # (d_out, r)
+            tensors[module + ".lora_A.weight"] = pad(root[:, None] * Vh[:r], (0, 0, 0, gap))  # (r, d_in)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".partial")
+        metadata = {"format": "pt", "meta": json.dumps(self.meta)}
+        save_file({name: value.float().contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
+        os.replace(temporary, path)
+        return path

@@ -20,14 +20,16 @@ class NullSpace:
         return self.basis.shape[1]
 
 
-def null_space_report(A: Tensor, *, tolerance: float = 1e-6) -> NullSpace:
+def null_space_report(A: Tensor, *, tolerance: float = 1e-6, energy: float | None = None) -> NullSpace:
     """Null space of the rows of A by singular value decomposition in float64.
 
     A = U diag(s) V^T, rank r = #{s_i > tolerance * s_1}, S = the last (width - r) right singular vectors; A S = 0.
 
     A (rows, width). ``tolerance`` is relative to the largest singular value: text states come in fp32 or fp16, so rows
-    that should be equal differ by rounding, and an exact test would count them twice. ValueError when A is no matrix,
-    holds NaN, or spans the whole width (an empty null space): the message counts by rank, not by prompts.
+    that should be equal differ by rounding, and an exact test would count them twice. ``energy`` in (0, 1) keeps only the
+    leading rows' directions that hold that share of sum s_i^2, when whole prompts would fill the space: A S is then small
+    rather than zero (our addition). ValueError when A is no matrix, holds NaN, or spans the whole width (an empty null
+    space): the message counts by rank, not by prompts.
     Source: SepME, Eq. 9 and below; the release solves it by row reduction with exact zeros (see ``normalised_rref``).
     """
     if A.ndim != 2 or 0 in A.shape:
@@ -37,11 +39,16 @@ def null_space_report(A: Tensor, *, tolerance: float = 1e-6) -> NullSpace:
         raise ValueError("A holds NaN or infinity: check the text states")
     s, Vh = torch.linalg.svd(A, full_matrices=True)[1:]
     rank = int((s > tolerance * s[0]).sum()) if s[0] > 0 else 0
+    if energy is not None:
+        if not 0 < energy < 1:
+            raise ValueError(f"energy is {energy}: give a share between 0 and 1, or None for all of it")
+        held = s.pow(2).cumsum(0) / s.pow(2).sum()
+        rank = min(rank, int((held < energy).sum()) + 1)
     basis = Vh[rank:].T.contiguous()
     if basis.shape[1] == 0:
         raise ValueError(
             f"the null space is empty: the {len(A)} rows have rank {rank}, which is the whole width {A.shape[1]}; "
-            "protect fewer prompts, or prompts that share their first words"
+            "protect fewer prompts, prompts that share their first words, or a share of their energy"
         )
     return NullSpace(basis, rank, (A @ basis).abs().max().item(), s)
 

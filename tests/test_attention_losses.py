@@ -6,6 +6,7 @@ import torch
 from helpers import unlearn
 from helpers.attention import cross_attentions
 from helpers.methods import attention_losses as method
+from helpers.training import kept_latents
 
 METHODS = ["resteering", "distraction", "random_stimulus"]
 FAST = {"images": 2, "steps": 3, "batch_size": 2, "progress": False}
@@ -26,7 +27,7 @@ def test_same_seed_same_edit_and_the_world_is_unchanged(tiny_world, name):
     assert set(a.delta) == {n for n in before if "attn2." in n} and a.norm() > 0
     other = unlearn(tiny_world, "church", method=name, seed=4, **FAST)
     assert any(not torch.equal(a.delta[n], other.delta[n]) for n in a.delta)
-    assert {"attention", "reconstruction", "total", "statistic"} <= set(a.history[0])
+    assert {"attention", "reconstruction", "total", "statistics"} <= set(a.history[0])
     assert a.meta["method"] == name and a.meta["concepts"] == ["church"] and a.meta["seed"] == 3
 
 
@@ -51,11 +52,34 @@ def test_several_concepts_in_one_run(tiny_world):
     assert edit.meta["concepts"] == ["church", "santa claus", "Noto"]
 
 
-def test_released_variant_uses_the_last_token_only(tiny_world):
-    prompts = ["a picture of a santa claus"]
-    whole = method.token_columns(tiny_world, prompts, ["santa claus"], last_only=False)[0]
-    last = method.token_columns(tiny_world, prompts, ["santa claus"], last_only=True)[0]
-    assert len(whole) == 2 and last == whole[-1:]
+def test_which_positions_count(tiny_world):
+    prompts, owners = ["a picture of a santa claus"], ["santa claus"]
+    name = method.token_columns(tiny_world, prompts, owners, method.Options())[0]
+    everything = method.token_columns(tiny_world, prompts, owners, method.Options(end=True))[0]
+    released = method.token_columns(tiny_world, prompts, owners, method.Options(variant="code"))[0]
+    assert len(name) == 2 and released == name[-1:]
+    assert everything == [
+        *name,
+        *range(name[-1] + 1, tiny_world.text_length),
+    ]  # the name comes last, then end and padding
+
+
+def test_reconstruction_is_of_what_is_kept_unless_asked(tiny_world, monkeypatch):
+    latents, names = kept_latents(tiny_world, ["church", "Noto"])
+    assert set(names) == set(tiny_world.concepts) - {"church", "Noto"} and len(latents) == len(names)
+    kept = unlearn(tiny_world, "church", method="resteering", **FAST)
+    monkeypatch.setattr(method, "kept_latents", None)  # the concept's own pictures need no others
+    own = unlearn(tiny_world, "church", method="resteering", recon_on="concept", **FAST)
+    assert kept.history[0]["reconstruction"] != own.history[0]["reconstruction"]
+
+
+def test_each_loss_has_its_own_weight(tiny_world):
+    for name in METHODS:
+        edit = unlearn(tiny_world, "church", method=name, **{**FAST, "steps": 1})
+        row = edit.history[0]
+        assert edit.meta["options"]["lam"] == method.LAM[name]
+        expected = row["reconstruction"] + method.LAM[name] * row["attention"]
+        assert row["total"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_without_reconstruction_nothing_is_logged_for_it(tiny_world):
@@ -91,6 +115,7 @@ def test_resume_gives_the_same_edit(tiny_world, tmp_path, monkeypatch):
         ([], {}, "empty"),
         ("church", {"lam": -1.0}, r"lam is -1\.0"),
         ("church", {"images": 0}, "images is 0"),
+        ("church", {"recon_on": "all"}, "'all'"),
         ("church", {"images": "no-such-folder"}, "no-such-folder"),
         ("church", {"lamda": 1.0}, "no option lamda"),
         ("church", {"group": "nothing"}, "unknown group"),

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from helpers import Edit
 
@@ -99,3 +101,43 @@ def test_wrong_base_shape_or_values(tiny_world, edit):
         Edit({"a": torch.tensor([float("nan")])})
     with pytest.raises(ValueError, match="float32"):
         Edit({"a": torch.zeros(1, dtype=torch.float16)})
+
+
+def test_export_is_loaded_by_plain_diffusers(tiny_world, edit, tmp_path):
+    before = weights(tiny_world)
+    folder = edit.export(tiny_world, tmp_path / "out" / "pipeline")
+    assert all(torch.equal(p, before[n]) for n, p in tiny_world.unet.named_parameters())
+    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    with tiny_world.applied(edit):
+        for name, p in loaded.unet.named_parameters():
+            assert torch.equal(p, dict(tiny_world.unet.named_parameters())[name])
+    assert not list(folder.rglob("*.bin")) and len(list(folder.parent.iterdir())) == 1
+    with pytest.raises(FileExistsError, match="not empty"):
+        edit.export(tiny_world, folder)
+
+
+def test_lora_file_is_read_by_diffusers_and_peft(tiny_world, edit, tmp_path):
+    """The network with the LoRA file loaded against the network with the edit applied."""
+    path = edit.export_lora(tmp_path / "edit.safetensors")
+    x = torch.randn(2, *tiny_world.latent_shape, generator=torch.Generator().manual_seed(0))
+    inputs = (x, torch.tensor([3, 500]), tiny_world.encode(["church", ""]))
+    base = tiny_world.unet(*inputs).sample
+    with tiny_world.applied(edit):
+        expected = tiny_world.unet(*inputs).sample
+    tiny_world.pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    assert torch.allclose(tiny_world.unet(*inputs).sample, expected, atol=1e-5)  # fp32 sums in another order
+    tiny_world.pipe.unload_lora_weights()
+    assert torch.equal(tiny_world.unet(*inputs).sample, base)
+
+
+def test_lora_of_a_lower_rank_is_the_nearest(tmp_path):
+    delta = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    path = Edit({"mid.attn2.to_k.weight": delta}).export_lora(tmp_path / "edit.safetensors", rank=2)
+    file = load_file(path)
+    product = file["unet.mid.attn2.to_k.lora_B.weight"] @ file["unet.mid.attn2.to_k.lora_A.weight"]
+    assert torch.allclose(product, torch.diag(torch.tensor([3.0, 2.0, 0.0])), atol=1e-6)
+
+
+def test_a_bias_has_no_lora_form(tmp_path):
+    with pytest.raises(ValueError, match=r"to_out\.0\.bias is no matrix"):
+        Edit({"attn2.to_out.0.bias": torch.ones(3)}).export_lora(tmp_path / "edit.safetensors")

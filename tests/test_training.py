@@ -6,14 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.training import Schedule, drawn_images, folder_images, run, select_parameters
+from helpers.edits import Edit
+from helpers.training import Schedule, drawn_images, folder_images, new_increments, predict, run, select_parameters
 
 
 def problem(n=6):
     """A least-squares problem with noise drawn from the step's generator."""
     w = torch.zeros(n, requires_grad=True)
 
-    def terms(step, generator):
+    def terms(step, generator, stopped):
         target = torch.arange(n) + 0.1 * torch.randn(n, generator=generator)
         return {"fit": (w - target).pow(2).mean(), "size": w.pow(2).mean()}
 
@@ -32,7 +33,7 @@ def test_equals_plain_adam():
     w, other = problem()
     optimizer = torch.optim.Adam([w["w"]], lr=0.1)
     for step in range(5):
-        values = other(step, torch.Generator().manual_seed(step))
+        values = other(step, torch.Generator().manual_seed(step), frozenset())
         optimizer.zero_grad()
         (values["fit"] + 0.5 * values["size"]).backward()
         optimizer.step()
@@ -46,7 +47,7 @@ def test_history_logs_terms_apart_and_the_statistic():
     m = history[0]["total"]
     for row in history[1:]:
         m = 0.9 * m + 0.1 * row["total"]
-        assert math.isclose(row["statistic"], m, rel_tol=1e-6)
+        assert math.isclose(row["statistics"]["total"], m, rel_tol=1e-6)
     assert all(math.isclose(row["total"], row["fit"] + 0.5 * row["size"], rel_tol=1e-5) for row in history)
 
 
@@ -58,8 +59,32 @@ def test_zero_steps_change_nothing():
 
 def test_early_stop_counts_updates():
     parameters, terms = problem()
-    schedule = Schedule(steps=50, lr=0.5, stop_below=1e9, min_steps=7)
+    schedule = Schedule(steps=50, lr=0.5, stop_below={"fit": 1e9}, min_steps=7)
     assert len(run(parameters, terms, {"fit": 1.0, "size": 0.0}, schedule, progress=False)) == 7
+
+
+def test_a_stopped_term_rests_while_another_goes_on():
+    """Two terms, each with its own weights: the first stops at once, the second never does."""
+    a, b = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+
+    def terms(step, generator, stopped):
+        every = {"a": a.pow(2).mean(), "b": b.pow(2).mean()}
+        return {name: value for name, value in every.items() if name not in stopped}
+
+    schedule = Schedule(steps=10, lr=0.01, stop_below={"a": 1e9, "b": -1.0}, min_steps=3, decay="constant")
+    history = run({"a": a, "b": b}, terms, {"a": 1.0, "b": 1.0}, schedule, progress=False)
+    assert len(history) == 10 and history[-1]["stopped"] == ["a"] and "a" not in history[3]
+    assert a[0].item() == pytest.approx(0.97, abs=1e-4) and b[0].item() == pytest.approx(
+        0.90, abs=1e-3
+    )  # Adam: lr a step
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    parameters, terms = problem()
+    weights, path = {"fit": 1.0, "size": 0.1}, tmp_path / "c.safetensors"
+    run(parameters, terms, weights, Schedule(steps=2), checkpoint=path, save_every=2, progress=False)
+    with pytest.raises(ValueError, match="seed differ"):
+        run(parameters, terms, weights, Schedule(steps=2, seed=1), checkpoint=path, progress=False)
 
 
 def test_clipping_clips():
@@ -78,7 +103,7 @@ def test_gradients_do_not_pile_up_unless_asked():
         grads = seen.setdefault(accumulate, [])
         w.register_post_accumulate_grad_hook(lambda p, grads=grads: grads.append(p.grad.item()))
         schedule = Schedule(steps=3, lr=1e-9, clip=None, accumulate_grads=accumulate)
-        run({"w": w}, lambda step, g, w=w: {"a": w.sum()}, {"a": 1.0}, schedule, progress=False)
+        run({"w": w}, lambda step, g, stopped, w=w: {"a": w.sum()}, {"a": 1.0}, schedule, progress=False)
     assert seen == {False: [1.0, 1.0, 1.0], True: [1.0, 2.0, 3.0]}
 
 
@@ -92,10 +117,10 @@ def test_resume_is_bit_exact(tmp_path, accumulate):
 
     part, terms = problem()
 
-    def dies(step, generator):
+    def dies(step, generator, stopped):
         if step == 5:
             raise KeyboardInterrupt
-        return terms(step, generator)
+        return terms(step, generator, stopped)
 
     with pytest.raises(KeyboardInterrupt):
         run(part, dies, weights, schedule, checkpoint=tmp_path / "c.safetensors", save_every=2, progress=False)
@@ -106,7 +131,7 @@ def test_resume_is_bit_exact(tmp_path, accumulate):
 
 def test_nan_stops_with_the_step():
     w = torch.zeros(1, requires_grad=True)
-    terms = lambda step, g: {"a": w.sum() * (float("nan") if step == 2 else 1.0)}  # noqa: E731
+    terms = lambda step, g, stopped: {"a": w.sum() * (float("nan") if step == 2 else 1.0)}  # noqa: E731
     with pytest.raises(FloatingPointError, match="step 2"):
         run({"w": w}, terms, {"a": 1.0}, Schedule(steps=5), progress=False)
 
@@ -157,3 +182,22 @@ def test_folders_without_pictures(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"x")
     with pytest.warns(UserWarning, match="broken"), pytest.raises(ValueError, match="no readable picture"):
         folder_images(tmp_path, 16)
+
+
+def test_predict_is_the_network_with_the_edit_applied(tiny_world):
+    """theta + delta by functional_call against the increments merged into the weights: the same numbers."""
+    increments = new_increments(tiny_world.unet)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in increments.values():
+            value.copy_(0.1 * torch.randn(value.shape, generator=generator))
+    x = torch.randn(2, *tiny_world.latent_shape, generator=generator)
+    t, states = torch.tensor([10, 700]), tiny_world.encode(["church", ""])
+    ours = predict(tiny_world.unet, increments, x, t, states)
+    base = tiny_world.unet(x, t, states).sample
+    with tiny_world.applied(Edit({name: value.detach() for name, value in increments.items()})):
+        assert torch.equal(ours, tiny_world.unet(x, t, states).sample)
+    assert torch.equal(base, predict(tiny_world.unet, {}, x, t, states)) and not torch.allclose(ours, base)
+    ours.sum().backward()
+    assert all(value.grad is not None for value in increments.values())
+    assert not any(p.requires_grad for p in tiny_world.unet.parameters())

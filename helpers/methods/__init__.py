@@ -4,13 +4,20 @@ import dataclasses
 from types import ModuleType
 
 from helpers.edits import Edit
-from helpers.methods import attention_losses
+from helpers.methods import abconcept, attention_losses, esd, fmn, fmn_sepme, gcirs, sdd, sepme
 from helpers.worlds import World
 
 METHODS: dict[str, ModuleType] = {
     "resteering": attention_losses,
     "distraction": attention_losses,
     "random_stimulus": attention_losses,
+    "gcirs": gcirs,
+    "sepme": sepme,
+    "esd": esd,
+    "sdd": sdd,
+    "abconcept": abconcept,
+    "fmn_sepme": fmn_sepme,
+    "fmn": fmn,
 }
 
 

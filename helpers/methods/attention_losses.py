@@ -8,17 +8,16 @@ The release has no reconstruction term: ``recon=0`` gives that.
 
 import functools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
-import diffusers
 import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.attention import AttentionProcessor, cross_attentions, find_tokens, processors
-from helpers.diffusion import add_noise, to_latents
+from helpers.attention import AttentionProcessor, concept_mask, cross_attentions, find_tokens, processors
+from helpers.diffusion import add_noise
 from helpers.edits import Edit
-from helpers.training import Schedule, drawn_images, folder_images, run, select_parameters
+from helpers.training import Schedule, concept_latents, finished, kept_latents, new_increments, predict, run
 from helpers.worlds import World
 
 LOSSES = {
@@ -26,10 +25,10 @@ LOSSES = {
     "distraction": losses.distraction,
     "random_stimulus": losses.random_stimulus,
 }
-TEMPLATES = {  # captions of the training pictures: the bare name, and the phrases people use
-    "style": ("{c}", "in the style of {c}"),
-    "object": ("{c}", "a picture of a {c}"),
-    "person": ("{c}", "a picture of a {c}"),
+LAM = {  # weight of each attention loss; the paper gives none, and a sum of norms is far larger than one norm
+    "resteering": 0.1,
+    "distraction": 0.02,
+    "random_stimulus": 0.01,
 }
 
 
@@ -38,15 +37,17 @@ class Options:
     """Options of the three losses, each default with its reason."""
 
     variant: str = "paper"  # "paper" or "code"; for re-steering also "fmn", the squared sum
-    lam: float = 0.1  # weight of the attention loss; the paper gives none
+    lam: float | None = None  # weight of the attention loss; None: the method's own, out of ``LAM``
     recon: float = 1.0  # weight of the reconstruction term; the release has none (0)
+    recon_on: str = "kept"  # other concepts, or the "concept" itself, whose pictures work against L_attn
+    end: bool = False  # True: the end mark and the padding count too; they have read the name, but neighbours go along
     group: str = "xattn"  # which parameters: all of cross-attention, as the paper trains
     skip_first_and_last: bool = False  # the paper's rows S: neither trained nor counted, in execution order
     skip_as_released: bool = False  # the release's reading of "last": the middle block, for study
     images: str | int = 16  # a folder of the user's pictures, or how many the base model draws
     add_noise: bool = True  # False: the paper's Table IV, where clean latents are fed
     steps: int = 60
-    lr: float = 1e-4
+    lr: float = 4e-4  # the release's 2e-5 is for a network a hundred times as large
     batch_size: int = 4
     decay: str = "cosine"
     clip: float | None = 1.0
@@ -54,8 +55,10 @@ class Options:
     checkpoint: str | None = None  # a file to resume from after a kill
 
     def __post_init__(self):
-        if self.lam < 0 or self.recon < 0:
+        if (self.lam or 0) < 0 or self.recon < 0:
             raise ValueError(f"lam is {self.lam} and recon {self.recon}: weights of loss terms are not negative")
+        if self.recon_on not in ("kept", "concept"):
+            raise ValueError(f"unknown recon_on {self.recon_on!r}: choose 'kept' or 'concept'")
         if isinstance(self.images, int) and self.images < 1:
             raise ValueError(f"images is {self.images}: training needs at least one picture")
 
@@ -68,82 +71,65 @@ def chosen_layers(world: World, options: Options) -> list[str]:
     return layers[1:-1] if options.skip_first_and_last else layers
 
 
-def training_data(
-    world: World, concepts: list[str], options: Options, seed: int
-) -> tuple[Tensor, list[str], list[str]]:
-    """Latents (n, c, h, w), their captions, and the concept that each caption holds."""
-    prompts, owners = [], []
-    count = options.images if isinstance(options.images, int) else None
-    folder = None if count else folder_images(options.images, world.image_size)
-    for concept in concepts:
-        templates = TEMPLATES[world.kind(concept)]
-        for i in range(count or len(folder)):
-            prompts.append(templates[i % len(templates)].format(c=concept))
-            owners.append(concept)
-    if folder is not None:
-        images = folder.repeat(len(concepts), 1, 1, 1)
-    else:
-        images = drawn_images(world, prompts, [500_000 + 1000 * seed + i for i in range(len(prompts))])
-    latents = torch.cat([to_latents(world, part) for part in images.split(16)]).float()
-    return latents, prompts, owners
-
-
-def token_columns(world: World, prompts: list[str], owners: list[str], *, last_only: bool) -> list[list[int]]:
-    """For each prompt, the positions of its concept's tokens; only the last one as the release has it."""
-    found = [find_tokens(world, [p], owner)[0] for p, owner in zip(prompts, owners, strict=True)]
-    return [columns[-1:] for columns in found] if last_only else found
+def token_columns(world: World, prompts: list[str], owners: list[str], options: Options) -> list[list[int]]:
+    """For each prompt, the positions whose attention counts."""
+    columns = []
+    for prompt, owner in zip(prompts, owners, strict=True):
+        if options.variant == "code":
+            columns.append(find_tokens(world, [prompt], owner)[0][-1:])  # the release keeps the last token only
+        else:
+            columns.append(concept_mask(world, [prompt], owner, end=options.end)[0].nonzero().flatten().tolist())
+    return columns
 
 
 def unlearn(world: World, concepts: list[str], method: str, options: Options, *, seed: int, progress: bool) -> Edit:
     """Train the chosen cross-attention on L = recon * L_recon + lam * L_attn and return the increments."""
     start = time.time()
+    if options.lam is None:
+        options = replace(options, lam=LAM[method])  # the edit's meta records what was used
     layers = chosen_layers(world, options)
-    parameters = select_parameters(world.unet, options.group, within=layers)
-    latents, prompts, owners = training_data(world, concepts, options, seed)
-    columns = token_columns(world, prompts, owners, last_only=options.variant == "code")
+    delta = new_increments(world.unet, options.group, within=layers)
+    latents, prompts, owners = concept_latents(world, concepts, options.images, seed)
+    columns = token_columns(world, prompts, owners, options)
+    rehearse = options.recon > 0 and options.recon_on == "kept"
+    if rehearse:
+        kept_x0, kept_prompts = kept_latents(world, concepts)
+        latents, prompts = torch.cat([latents, kept_x0]), [*prompts, *kept_prompts]
     states = world.encode(prompts).float()
     alpha_bar = world.pipe.scheduler.alphas_cumprod.to(world.device)
     variant = "paper" if options.variant == "code" and method == "resteering" else options.variant
     attention_loss = functools.partial(LOSSES[method], variant=variant)
 
-    def terms(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        pick = torch.randint(len(latents), (options.batch_size,), generator=generator)
+    def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
+        pick = torch.randint(
+            len(owners), (options.batch_size,), generator=generator
+        )  # the concept's pictures come first
+        n = len(pick)
+        if rehearse:
+            pick = torch.cat([pick, torch.randint(len(owners), len(latents), (n,), generator=generator)])
         x_0 = latents[pick]
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
         t = torch.randint(len(alpha_bar), (len(pick),), generator=generator).to(world.device)
         x_t = add_noise(x_0, noise, t, alpha_bar) if options.add_noise else x_0
         torch.manual_seed(seed * 1_000_003 + step)  # random stimulus draws its targets on the spot
-        kept: list[list[Tensor]] = [[] for _ in pick]  # one list of layers for each picture
+        kept: list[list[Tensor]] = [[] for _ in range(n)]  # one list of layers for each picture of the concept
 
         def keep(A: Tensor) -> None:
-            for row, i, probabilities in zip(kept, pick.tolist(), A, strict=True):
+            for row, i, probabilities in zip(kept, pick[:n].tolist(), A[:n].float(), strict=True):
                 row.append(probabilities[None, :, :, columns[i]])  # (1, heads, pixels, n)
 
         with processors(world.unet, lambda name: AttentionProcessor(keep), layers):
-            eps_hat = world.unet(x_t, t, states[pick]).sample
+            eps_hat = predict(world.unet, delta, x_t, t, states[pick])
         values = {"attention": torch.stack([attention_loss(maps) for maps in kept]).mean()}
         if options.recon:
-            values["reconstruction"] = losses.reconstruction(eps_hat, noise)
+            rows = slice(n, None) if rehearse else slice(None)
+            values["reconstruction"] = losses.reconstruction(eps_hat[rows], noise[rows])
         return values
 
     schedule = Schedule(
         steps=options.steps, lr=options.lr, batch_size=options.batch_size, decay=options.decay, clip=options.clip,
         accumulate_grads=options.accumulate_grads, seed=seed,
     )  # fmt: skip
-    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    try:
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        weights = {"attention": options.lam, "reconstruction": options.recon}
-        history = run(parameters, terms, weights, schedule, checkpoint=options.checkpoint, progress=progress)
-        delta = {name: (parameter.detach() - before[name]).float().cpu() for name, parameter in parameters.items()}
-    finally:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-            parameter.data.copy_(before[name])
-    meta = {
-        "method": method, "concepts": concepts, "options": asdict(options), "seed": seed, "base": world.fingerprint(),
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__}, "seconds": round(time.time() - start, 1),
-    }  # fmt: skip
-    return Edit(delta, history, meta)
+    weights = {"attention": options.lam, "reconstruction": options.recon}
+    history = run(delta, terms, weights, schedule, checkpoint=options.checkpoint, progress=progress)
+    return finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)

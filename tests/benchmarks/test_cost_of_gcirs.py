@@ -1,0 +1,104 @@
+"""What one step of G-CiRs costs: ours, one network and batches of two, against the plain statement, two networks and four passes.
+
+make bench
+"""
+
+import copy
+
+import pytest
+import torch
+
+from helpers import load_world, losses
+from helpers.methods import gcirs
+from helpers.training import new_increments
+
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def world():
+    torch.set_num_threads(2)
+    return load_world("emoji")
+
+
+def inputs(world):
+    x_t = torch.randn(BATCH, *world.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([50, 300, 600, 950])
+    c, null = world.encode(["church", ""])
+    return x_t, t, c, null
+
+
+def start(world):
+    """Increments that are not zero, so that the two networks differ."""
+    generator = torch.Generator().manual_seed(1)
+    delta = new_increments(world.unet)
+    with torch.no_grad():
+        for value in delta.values():
+            value.copy_(1e-3 * torch.randn(value.shape, generator=generator))
+    return delta
+
+
+class Plain:
+    """The equation as it stands: a frozen network, a second one that is trained, four separate passes."""
+
+    def __init__(self, world):
+        self.inputs, self.frozen, self.trained = inputs(world), world.unet, copy.deepcopy(world.unet)
+        self.parameters = {n: p for n, p in self.trained.named_parameters() if "attn2." in n}
+        for name, value in start(world).items():
+            self.parameters[name].data += value.detach()
+            self.parameters[name].requires_grad_(True)
+
+    def __call__(self):
+        x_t, t, c, null = self.inputs
+        with torch.no_grad():
+            eps_c, eps_null = (self.frozen(x_t, t, s.expand(BATCH, -1, -1)).sample for s in (c, null))
+        eps_c2, eps_null2 = (self.trained(x_t, t, s.expand(BATCH, -1, -1)).sample for s in (c, null))
+        loss = ((eps_c - eps_null) * (eps_c2 - eps_null2)).mean()
+        loss.backward()
+        gradients = {name: p.grad for name, p in self.parameters.items()}
+        for p in self.parameters.values():
+            p.grad = None
+        return loss.item(), gradients
+
+
+class Ours:
+    """One network; conditional and unconditional in one batch; the base's side computed once for a draw that comes again."""
+
+    def __init__(self, world, *, kept: bool):
+        self.world, self.inputs, self.delta, self.kept = world, inputs(world), start(world), kept
+        self.base = self.frozen()
+
+    @torch.no_grad()
+    def frozen(self):
+        return gcirs.delta_eps(self.world.unet, {}, *self.inputs)
+
+    def __call__(self):
+        base = self.base if self.kept else self.frozen()
+        loss = losses.correlation(base, gcirs.delta_eps(self.world.unet, self.delta, *self.inputs))
+        loss.backward()
+        gradients = {name: d.grad for name, d in self.delta.items()}
+        for d in self.delta.values():
+            d.grad = None
+        return loss.item(), gradients
+
+
+WAYS = {
+    "plain, two networks": Plain,
+    "ours, fresh draws": lambda world: Ours(world, kept=False),
+    "ours, draws kept": lambda world: Ours(world, kept=True),
+}
+
+
+@pytest.mark.benchmark(group="one step of G-CiRs")
+@pytest.mark.parametrize("way", WAYS)
+def test_step(benchmark, world, way):
+    benchmark.pedantic(WAYS[way](world), rounds=20, warmup_rounds=3)
+
+
+def test_the_same_numbers(world):
+    expected, wanted = Plain(world)()
+    for way in ("ours, fresh draws", "ours, draws kept"):
+        loss, gradients = WAYS[way](world)()
+        assert loss == pytest.approx(expected, rel=1e-5, abs=1e-8)
+        for name, gradient in gradients.items():
+            assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-5 * wanted[name].abs().max())
