@@ -1,5 +1,6 @@
 """The judge: two small classifiers that say which style, and which object or person, a picture shows."""
 
+import hashlib
 import itertools
 import json
 from dataclasses import dataclass
@@ -68,6 +69,20 @@ class Judge:
         """Class probabilities for ``kind`` 'style' or 'thing': (n, 3, H, W) in [0, 1] -> (n, classes)."""
         network = {"style": self.style, "thing": self.thing}[kind]
         return torch.cat([network(part).softmax(1) for part in images.float().cpu().split(256)])
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Both classifiers' features beside each other: (n, 3, H, W) in [0, 1] -> (n, features), for FID."""
+        parts = images.float().cpu().split(256)
+        return torch.cat([torch.cat([self.style.features(p), self.thing.features(p)], 1) for p in parts])
+
+    def fingerprint(self) -> str:
+        """A short digest of both classifiers' weights: results carry it, so that a verdict names who gave it."""
+        digest = hashlib.sha256()
+        for network in (self.style, self.thing):
+            for name, value in sorted(network.state_dict().items()):
+                digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def styles(self, images: Tensor) -> list[str]:
         """The style that the judge gives to each picture, or ``"blank"``."""

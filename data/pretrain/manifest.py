@@ -5,9 +5,9 @@ import json
 
 from common import ROOT
 
-for name in ("emoji-diffusion", "judge", "emoji"):
+for name in ("emoji-diffusion", "judge", "lpips", "emoji"):
     folder = ROOT / "data" / name
-    if not folder.exists():  # the judge comes last
+    if not folder.exists():  # the judge and the backbone of LPIPS come last
         continue
     skipped = {"manifest.json", "evaluation.json", "README.md"}
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in skipped)

@@ -1,0 +1,135 @@
+"""Step 5 of 5: AlexNet's convolutions for "LPIPS (emoji backbone)", trained to tell styles and objects of real drawings.
+
+    python data/pretrain/train_lpips.py [--steps 2000] [--batch 96]
+
+torchvision's AlexNet up to its fifth ReLU, the part that LPIPS reads, under two linear layers that are thrown away. It
+sees pictures scaled as LPIPS scales them. Real drawings only, some of them softened: the metric must not know the model
+it measures. Resumes from its checkpoint; writes ``data/lpips/alexnet.safetensors`` (fp16), held-out accuracy in its
+metadata.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import lpips
+import torch
+from common import (
+    DEVICE,
+    ROOT,
+    WORK,
+    Log,
+    cosine,
+    load_checkpoint,
+    optimizer_tensors,
+    renders,
+    restore_optimizer,
+    save_checkpoint,
+    seeded,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import alexnet
+from tqdm.auto import trange
+from train_judge import soften
+
+WEIGHTS = ROOT / "data" / "lpips" / "alexnet.safetensors"
+LAST = 12  # features[:12] end with the fifth ReLU; LPIPS never reads the pooling after it
+PEAK = 5e-4  # without normalisation layers AlexNet does not stand the judge's 2e-3
+
+
+class Backbone(nn.Module):
+    """AlexNet's convolutions and two linear layers, one for styles and one for objects and people."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = lpips.ScalingLayer()
+        self.features = alexnet().features[:LAST]
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):  # torchvision's own start shrinks the signal from layer to layer
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        width = self.features(torch.zeros(1, 3, renders.TILE, renders.TILE)).numel()
+        self.style = nn.Linear(width, len(renders.style_names()))
+        self.thing = nn.Linear(width, len(renders.object_names()))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(n, 3, H, W) in [0, 1] -> logits by kind, (n, classes)."""
+        x = self.features(self.scale(images * 2 - 1)).flatten(1)
+        return {"style": self.style(x), "thing": self.thing(x)}
+
+
+def draw(n: int, generator: torch.Generator, *, vary: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """n real drawings at random places, (n, 3, 64, 64), and their labels by kind."""
+    style, thing = (torch.randint(size, (n,), generator=generator) for size in renders.tiles().shape[:2])
+    return renders.compose(renders.tiles()[style, thing], generator, vary=vary), {"style": style, "thing": thing}
+
+
+def train(steps: int, batch: int, path: Path) -> Backbone:
+    """Train, or go on from ``path``, for ``steps`` in all; every draw is seeded by its step."""
+    torch.manual_seed(0)
+    model = Backbone().to(DEVICE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.02)
+    start, saved = load_checkpoint(path)
+    if saved:
+        model.load_state_dict(saved["model"])
+        restore_optimizer(optimizer, saved["optimizer"])
+    log = Log(path.with_suffix(".csv"))
+    bar = trange(start, steps, initial=start, total=steps, desc="lpips", mininterval=10)
+    for step in bar:
+        generator = seeded(45, step)
+        images, labels = draw(batch, generator, vary=1.2)
+        images = soften(images, generator).to(DEVICE)
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, steps, PEAK, warmup=100)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            logits = model(images)
+        loss = sum(F.cross_entropy(logits[kind].float(), labels[kind].to(DEVICE)) for kind in labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 20 == 0:
+            right = {kind: (logits[kind].argmax(1).cpu() == labels[kind]).float().mean().item() for kind in labels}
+            bar.set_postfix(loss=f"{loss.item():.2f}", **{k: f"{v:.2f}" for k, v in right.items()})
+            log.write(step, loss=loss.item(), **right)
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+            save_checkpoint(path, step + 1, groups)
+    return model.cpu().eval()
+
+
+@torch.no_grad()
+def held_out(model: Backbone, n: int = 2000) -> dict[str, float]:
+    """The share of real drawings, placed by another seed than any training step's, that get the right name."""
+    images, labels = draw(n, torch.Generator().manual_seed(987_654), vary=1.1)
+    logits = [model(part) for part in images.split(200)]
+    return {
+        kind: (torch.cat([part[kind] for part in logits]).argmax(1) == truth).float().mean().item()
+        for kind, truth in labels.items()
+    }
+
+
+def save(model: Backbone, path: Path, **metadata: object) -> None:
+    """The convolutions alone, fp16, under torchvision's names within ``features``; a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.half().contiguous() for name, value in model.features.state_dict().items()}
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={name: str(value) for name, value in metadata.items()})
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=96)
+    args = parser.parse_args()
+    model = train(args.steps, args.batch, WORK / "lpips.safetensors")
+    accuracy = held_out(model)
+    print("held-out drawings", accuracy)
+    save(model, WEIGHTS, steps=args.steps, batch=args.batch, **{f"held_out_{k}": v for k, v in accuracy.items()})
+
+
+if __name__ == "__main__":
+    main()
