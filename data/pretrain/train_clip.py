@@ -1,4 +1,4 @@
-"""Step 1 of 4: the tokenizer, and a small CLIPModel trained contrastively on pictures and captions.
+"""Step 1 of 5: the tokenizer, and a small CLIPModel trained contrastively on pictures and captions.
 
     python data/pretrain/train_clip.py [--steps 1500]
 

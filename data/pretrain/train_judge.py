@@ -1,4 +1,4 @@
-"""Step 4 of 4: the judge, trained on real drawings and on pictures that the base model drew.
+"""Step 4 of 5: the judge, trained on real drawings and on pictures that the base model drew.
 
     python data/pretrain/train_judge.py [--steps 1500] [--seeds 2]
 

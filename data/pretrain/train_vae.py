@@ -1,4 +1,4 @@
-"""Step 2 of 4: the autoencoder, 64x64 pictures <-> 4x16x16 latents of unit variance in every channel.
+"""Step 2 of 5: the autoencoder, 64x64 pictures <-> 4x16x16 latents of unit variance in every channel.
 
     python data/pretrain/train_vae.py [--steps 3000]
 
