@@ -193,3 +193,353 @@ def share_out(mine) -> None:
     masked = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     assert torch.allclose(answer, masked, atol=1e-5), "compare with a softmax whose hidden scores are minus infinity"
     passed("share_out", "It equals a softmax whose hidden scores are minus infinity.")
+
+
+# --- 03 · re-steering -------------------------------------------------------------------------------------------------
+
+
+def concept_columns() -> list[Tensor]:
+    """A concept's two columns in two layers of different size, always the same: (2, heads, pixels, 2) each."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(2, heads, pixels, 2, generator=generator) for heads, pixels in ((2, 16), (4, 4))]
+
+
+def resteering(mine) -> None:
+    """Notebook 03: ``my_resteering(maps)``, the norm of all attention that the concept's tokens get (Eq. 4)."""
+    answer = mine(concept_columns())
+    if untouched(answer, "resteering"):
+        return
+    same_shape(answer, (), "resteering")
+    three, four = torch.full((1, 1, 1, 1), 0.3), torch.full((1, 1, 1, 1), 0.4)
+    got = mine([three, four]).item()
+    assert abs(got - 0.7) > 1e-5, (
+        "0.3 in one layer and 0.4 in another give 0.7: you add norms, Eq. 4 concatenates first"
+    )
+    assert abs(got - 0.5) < 1e-5, f"0.3 in one layer and 0.4 in another give {got:.3g}: expected their norm, 0.5"
+    wide = mine([torch.full((1, 2, 4, 2), 0.25)]).item()
+    assert abs(wide - 1) < 1e-5, (
+        f"16 entries of 0.25, over heads, pixels and tokens, give {wide:.3g}: expected 1, a norm and no mean"
+    )
+    pair = mine([torch.cat([three, torch.zeros_like(three)])]).item()
+    assert abs(pair - 0.15) < 1e-5, (
+        f"two pictures, one with 0.3 and one with nothing, give {pair:.3g}: expected the mean of their losses, 0.15"
+    )
+    passed("resteering", "One norm for each picture, over all layers, heads, pixels and tokens.")
+
+
+def resteering_gradient(mine) -> None:
+    """Notebook 03: ``resteering_gradient(maps)``, the derivative of Eq. 4 for one picture, layer by layer."""
+    from helpers.losses import resteering as loss
+
+    maps = [A[:1] for A in concept_columns()]
+    answer = mine([A.clone() for A in maps])
+    if untouched(answer, "resteering_gradient"):
+        return
+    assert isinstance(answer, list | tuple) and len(answer) == len(maps), "give a list with one gradient for each layer"
+    for got, A in zip(answer, maps, strict=True):
+        same_shape(got, tuple(A.shape), "each gradient")
+    length = sum(got.pow(2).sum() for got in answer).sqrt().item()
+    assert abs(length - 1) < 1e-4, (
+        f"your gradients, put end to end, have length {length:.3g}: expected 1, however much attention there is"
+    )
+    leaves = [A.clone().requires_grad_() for A in maps]
+    for got, expected in zip(answer, torch.autograd.grad(loss(leaves), leaves), strict=True):
+        assert torch.allclose(got, expected, atol=1e-5), (
+            "autograd finds another gradient: mind the sign, and that all layers share one norm"
+        )
+    passed("resteering_gradient", "It points along the attention itself, and its length is one.")
+
+
+def balanced(mine) -> None:
+    """Notebook 03: ``balanced(maps)``, re-steering in which every layer counts the same."""
+    answer = mine(concept_columns())
+    if untouched(answer, "balanced"):
+        return
+    same_shape(answer, (), "balanced")
+
+    def level(fine: float, coarse: float) -> float:
+        return mine([torch.full((1, 2, 16, 2), fine), torch.full((1, 4, 4, 2), coarse)]).item()
+
+    assert abs(level(0.2, 0.2) - 0.2) < 1e-5, "0.2 everywhere must give 0.2, however many entries there are"
+    one, other = level(0.1, 0.3), level(0.3, 0.1)
+    assert abs(one - other) < 1e-5, (
+        f"0.1 in the large layer and 0.3 in the small one give {one:.3g}, exchanged {other:.3g}: expected the same"
+    )
+    assert abs(one - 0.05**0.5) < 1e-5, (
+        f"layers of 0.1 and 0.3 give {one:.3g}: expected 0.224; square, mean over a layer, mean over layers, root last"
+    )
+    pair = mine([torch.cat([torch.full((1, 2, 4, 2), 0.2), torch.zeros(1, 2, 4, 2)])]).item()
+    assert abs(pair - 0.1) < 1e-5, (
+        f"two pictures, one with 0.2 and one with nothing, give {pair:.3g}: expected the mean of their losses, 0.1"
+    )
+    passed("balanced", "A layer's vote no longer depends on its number of pixels and heads.")
+
+
+# --- 04 · distraction -------------------------------------------------------------------------------------------------
+
+
+def distraction(mine) -> None:
+    """Notebook 04: ``my_distraction(maps)``, each head's distance from an even map (Eq. 5)."""
+    answer = mine(concept_columns())
+    if untouched(answer, "distraction"):
+        return
+    same_shape(answer, (), "distraction")
+    even, none = torch.full((1, 1, 4, 1), 0.25), torch.zeros(1, 1, 4, 1)
+    assert abs(mine([even]).item()) < 1e-5, "0.25 at each of 4 pixels is what Eq. 5 asks for: expected 0"
+    got = mine([none]).item()
+    assert abs(got - 0.5) < 1e-5, f"no attention at 4 pixels gives {got:.3g}: expected the norm of four 0.25s, 0.5"
+    assert abs(mine([torch.full((1, 1, 2, 2), 0.25)]).item()) < 1e-5, (
+        "2 pixels and 2 tokens make 4 entries of the flattened A_i: dim(A_i) counts them all, and 0.25 is even"
+    )
+    heads = mine([none.expand(1, 4, 4, 1)]).item()
+    assert abs(heads - 2) < 1e-5, f"4 heads at distance 0.5 give {heads:.3g}: expected 2, the sum of their norms"
+    layers = mine([none, none]).item()
+    assert abs(layers - 1) < 1e-5, f"2 layers of one head at distance 0.5 give {layers:.3g}: expected 1, their sum"
+    pair = mine([torch.cat([even, none])]).item()
+    assert abs(pair - 0.25) < 1e-5, (
+        f"two pictures, one even and one without attention, give {pair:.3g}: expected the mean of 0 and 0.5"
+    )
+    passed("distraction", "Each head of each layer has its own distance, and they add up.")
+
+
+def fair_lam(mine) -> None:
+    """Notebook 04: ``fair_lam(maps)``, the weight at which distraction pulls on the maps as hard as re-steering."""
+    from helpers import losses
+
+    for kept in (slice(0, 2), slice(0, 1)):  # 6 heads in two layers, then 2 heads in one
+        maps = [A[:1] for A in concept_columns()[kept]]
+        answer = mine([A.clone() for A in maps])
+        if untouched(answer, "fair_lam"):
+            return
+        pulls = []
+        for loss in (losses.resteering, losses.distraction):
+            leaves = [A.clone().requires_grad_() for A in maps]
+            pulls.append(sum(g.pow(2).sum() for g in torch.autograd.grad(loss(leaves), leaves)).sqrt().item())
+        value, heads = float(answer), sum(A.shape[1] for A in maps)
+        assert abs(value * heads - 1) > 1e-4, (
+            f"one over {heads} heads: their gradients share no entry, so they are perpendicular; lengths add as squares"
+        )
+        assert abs(value - pulls[0] / pulls[1]) < 1e-4, (
+            f"with {heads} heads you give {value:.3g}: the gradients have lengths {pulls[0]:.3g} (re-steering) and "
+            f"{pulls[1]:.3g} (distraction), and the weight has to make them equal"
+        )
+    passed("fair_lam", "The same weight means a harder pull when there are more heads.")
+
+
+def evenness(mine) -> None:
+    """Notebook 04: ``evenness(A)``, the entropy of each head's map of each token: 1 when even, 0 for one pixel."""
+    A = torch.full((2, 3, 4, 2), 0.1)
+    A[1, 2, :, 1] = torch.tensor([0.0, 0.5, 0.0, 0.0])
+    A[0, 1, :, 0] = torch.tensor([0.0, 0.3, 0.3, 0.0])
+    answer = mine(A.clone())
+    if untouched(answer, "evenness"):
+        return
+    same_shape(answer, (2, 3, 2), "evenness")
+    assert not torch.isnan(answer).any(), "a pixel without attention gives NaN: 0 log 0 counts as 0 (torch.xlogy)"
+    assert abs(answer[0, 0, 0].item() - 1) < 1e-5, (
+        f"0.1 at every pixel gives {answer[0, 0, 0].item():.3g}: expected 1; divide by the sum over pixels first"
+    )
+    assert abs(answer[1, 2, 1].item()) < 1e-5, "all attention at one pixel must give 0"
+    assert abs(answer[0, 1, 0].item() - 0.5) < 1e-5, (
+        f"two of four pixels give {answer[0, 1, 0].item():.3g}: expected log 2 / log 4 = 0.5"
+    )
+    passed("evenness", "It reads where a token is looked at, and not how much.")
+
+
+# --- 05 · random stimulus ---------------------------------------------------------------------------------------------
+
+
+def stimulus(mine) -> None:
+    """Notebook 05: ``stimulus(maps, noise)``, Eq. 6 on attention maps (b, heads, pixels, n), one for each layer."""
+    from helpers import losses
+
+    zero, one = torch.zeros(1, 1, 4, 1), torch.ones(1, 1, 4, 1)
+    answer = mine([zero.clone()], [one.clone()])
+    if untouched(answer, "stimulus"):
+        return
+    same_shape(answer, (), "stimulus")
+    got = answer.item()
+    assert abs(got - 2) < 1e-5, (
+        f"four entries that each miss by 1 give {got:.3g}: expected their norm, 2, neither squared nor averaged"
+    )
+    shape = (1, 1, 2, 2)
+    got = mine([torch.zeros(shape)], [torch.ones(shape)]).item()
+    assert abs(got - 2) < 1e-5, f"2 pixels and 2 tokens give {got:.3g}: expected one norm over all 4 entries of a head"
+    got = mine([zero.expand(1, 4, 4, 1)], [one.expand(1, 4, 4, 1)]).item()
+    assert abs(got - 8) < 1e-5, f"4 heads at distance 2 give {got:.3g}: expected 8, the sum of their norms"
+    got = mine([zero, zero], [one, one]).item()
+    assert abs(got - 4) < 1e-5, f"2 layers of one head at distance 2 give {got:.3g}: expected 4, their sum"
+    got = mine([torch.cat([zero, one])], [torch.cat([one, one])]).item()
+    assert abs(got - 1) < 1e-5, f"two pictures with losses 2 and 0 give {got:.3g}: expected their mean, 1"
+    generator = torch.Generator().manual_seed(0)
+    maps, noise = ([torch.rand(2, h, p, 2, generator=generator) for h, p in ((2, 16), (4, 4))] for _ in range(2))
+    assert torch.allclose(mine(maps, noise), losses.random_stimulus(maps, noise=noise)), (
+        "random maps do not give Eq. 6: is each R used for the map of its own layer?"
+    )
+    passed("stimulus", "One distance for each head, and the noise is the only thing that is random.")
+
+
+def irreducible(mine) -> None:
+    """Notebook 05: ``irreducible(entries, width)``, what noise from [0, width] leaves of the loss at its mean."""
+    generator = torch.Generator().manual_seed(0)
+    for entries, width in ((192, 1.0), (192, 0.25), (48, 1.0)):
+        answer = mine(entries, width)
+        if untouched(answer, "irreducible"):
+            return
+        value = float(answer)
+        R = width * torch.rand(4000, entries, generator=generator)
+        drawn = (R - width / 2).norm(dim=1).mean().item()
+        said = f"{entries} entries from [0, {width:g}] give {value:.3g}"
+        assert abs(value - R.norm(dim=1).mean().item()) > 0.02 * drawn, (
+            f"{said}: that is the distance from A = 0; the best A is the mean of R"
+        )
+        assert abs(value - drawn**2) > 0.02 * drawn or abs(drawn - 1) < 0.1, (
+            f"{said}: that is the length squared, take the root"
+        )
+        assert abs(value - drawn) < 0.01 * drawn, f"{said}, and 4000 draws are {drawn:.3g} from their mean on average"
+    passed("irreducible", "No training goes below it, however long.")
+
+
+def paired(mine) -> None:
+    """Notebook 05: ``paired(a, b)``, the mean of same-seed differences and the standard error of that mean."""
+    generator = torch.Generator().manual_seed(0)
+    b = 10 * torch.randn(5, generator=generator)  # seeds differ far more than the two settings do
+    a = b + torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    answer = mine(a.clone(), b.clone())
+    if untouched(answer, "paired"):
+        return
+    assert isinstance(answer, tuple | list) and len(answer) == 2, "paired returns two numbers: the mean and its error"
+    mean, error = (float(x) for x in answer)
+    assert abs(mean - 3) < 1e-4, f"differences 1, 2, 3, 4, 5 give the mean {mean:.3g}: expected 3, a minus b"
+    assert error < 2, f"the error is {error:.3g}, as large as for separate seeds: take the differences first"
+    assert abs(error - 2.5**0.5) > 1e-3, "that is the spread of the differences: the error of their mean is smaller"
+    assert abs(error - (2.5 / 5) ** 0.5) < 1e-4, (
+        f"the error is {error:.3g}: expected the root of 2.5 / 5, the variance (with n - 1) over the number of seeds"
+    )
+    passed("paired", "What the seeds share has dropped out.")
+
+
+# --- 07 · G-CiRs ------------------------------------------------------------------------------------------------------
+
+
+def correlation_slope(mine) -> None:
+    """Notebook 07: ``correlation_slope(base, edited)``, the derivative of L_cor (Eq. 2) with respect to ``edited``."""
+    from helpers.losses import correlation
+
+    base, edited, other = random_predictions(3)
+    answer = mine(base.clone(), edited.clone())
+    if untouched(answer, "correlation_slope"):
+        return
+    same_shape(answer, tuple(base.shape), "correlation_slope")
+    assert not torch.allclose(answer, base), "you give the derivative of the sum: Eq. 2 takes the mean"
+    assert torch.allclose(mine(base.clone(), other), answer, atol=1e-7), (
+        "your slope changes with the edited model: the loss is linear in it, so its slope cannot"
+    )
+    leaf = edited.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(correlation(base, leaf), leaf)
+    assert torch.allclose(answer, expected, atol=1e-7), (
+        f"autograd finds {expected.flatten()[0].item():.4f} for the first entry, you give {answer.flatten()[0].item():.4f}"
+    )
+    passed("correlation_slope", "The edited model is nowhere in it: the slope is as steep at zero as at the start.")
+
+
+def stop_step(mine) -> None:
+    """Notebook 07: ``stop_step(values, tau, momentum, min_steps)``, after how many updates the run ends (Eq. 4)."""
+    falling = [1.0, -2.0, -2.0, -2.0, -2.0]  # statistic at momentum 0.8: 1, 0.4, -0.08, ...
+    answer = mine(list(falling), 0.0, 0.8, 1)
+    if untouched(answer, "stop_step"):
+        return
+    assert isinstance(answer, int), f"stop_step returns {type(answer).__name__}: expected a whole number"
+    assert answer == 3, (
+        f"for the values {falling} and momentum 0.8 you stop after {answer} updates: expected 3. The statistic is 1, 0.4, "
+        "-0.08: it starts at the first value, keeps 0.8 of itself at each update, and updates count from 1"
+    )
+    got = mine(list(falling), 0.5, 0.8, 1)
+    assert got == 2, f"with tau 0.5 you stop after {got} updates: expected 2, where the statistic is 0.4"
+    got = mine(list(falling), 0.0, 0.8, 5)
+    assert got == 5, f"with min_steps 5 you stop after {got} updates: expected 5, no stop before"
+    back = [1.0, -2.0, -2.0, 9.0, 1.0, 1.0]
+    got = mine(list(back), 0.0, 0.8, 4)
+    assert got == len(back), (
+        f"the statistic dips below tau before min_steps and is back above it by then, and you stop after {got} updates: "
+        f"expected all {len(back)}, for only the present statistic counts"
+    )
+    got = mine([1.0] * 7, 0.0, 0.9, 1)
+    assert got == 7, f"a statistic that never falls below tau ends the run after {got} updates: expected all 7"
+    passed("stop_step", "A smoothed value, tested after each update.")
+
+
+def eta_gradients(mine) -> None:
+    """Notebook 07: ``eta_gradients(first, second, detach)``, what reaches two concepts' losses through Eq. 3's sum."""
+    answer = mine(3.0, 2.0, True)
+    if untouched(answer, "eta_gradients"):
+        return
+
+    def pair(first: float, second: float, detach: bool) -> list[float]:
+        got = mine(first, second, detach)
+        assert isinstance(got, tuple | list) and len(got) == 2, "give the two gradients: (of first, of second)"
+        return [float(value) for value in got]
+
+    cases = [
+        (3.0, 2.0, True, (1.0, 1.5), "eta is the number 3 / 2, and only multiplies the second gradient"),
+        (3.0, -2.0, True, (1.0, 1.5), "eta is a ratio of absolute values: it does not turn the second loss round"),
+        (3.0, 2.0, False, (2.0, 0.0), "eta L_2 is |L_1|, so L_1 counts twice and L_2 cancels"),
+        (3.0, -2.0, False, (0.0, 0.0), "eta L_2 is -|L_1|, which cancels L_1 as well"),
+    ]
+    for first, second, detach, expected, why in cases:
+        got = pair(first, second, detach)
+        assert all(abs(a - b) < 1e-4 for a, b in zip(got, expected, strict=True)), (
+            f"for L_1 = {first:g}, L_2 = {second:g} and detach={detach} you give ({got[0]:.3g}, {got[1]:.3g}): "
+            f"expected ({expected[0]:g}, {expected[1]:g}); {why}"
+        )
+    passed("eta_gradients", "As printed, no concept but the first is trained; detached, all of them are.")
+
+
+# --- 08 · SepME -------------------------------------------------------------------------------------------------------
+
+
+def null_space(mine) -> None:
+    """Notebook 08: ``my_null_space(A, tolerance)``, an orthonormal basis of all x with A x = 0, as columns."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(4, 9, generator=generator, dtype=torch.float64)
+    A[3] = A[0] - 2 * A[1]  # rank 3
+    answer = mine(A.clone(), 1e-6)
+    if untouched(answer, "my_null_space"):
+        return
+    assert isinstance(answer, Tensor), f"my_null_space returns {type(answer).__name__}: expected a tensor"
+    assert tuple(answer.shape) != (9, 5), (
+        "5 columns: one of the 4 rows is a combination of others, so the rank is 3; count the singular values above "
+        "tolerance * the largest, not the rows"
+    )
+    same_shape(answer, (9, 6), "my_null_space")
+    answer = answer.double()
+    assert torch.allclose(answer.T @ answer, torch.eye(6, dtype=torch.float64), atol=1e-5), (
+        "the columns must have length 1 and be perpendicular (are they rows of Vh, transposed?)"
+    )
+    assert (A @ answer).abs().max() < 1e-5, (
+        "A S is not zero: the directions that A does not see are the last rows of Vh, those after the rank"
+    )
+    nearly = torch.cat([A, A + 1e-9 * torch.randn(A.shape, generator=generator, dtype=A.dtype)])
+    same_shape(mine(nearly, 1e-6), (9, 6), "my_null_space of rows that are equal but for rounding")
+    same_shape(mine(1e6 * nearly, 1e-6), (9, 6), "my_null_space of these rows times a million (is tolerance relative?)")
+    rows = A[:3].float()  # independent, so that nothing but the arithmetic is tested
+    assert (rows.double() @ mine(rows, 1e-6).double()).abs().max() < 1e-10, (
+        "given float32 rows, A S is only as small as float32 can make it: turn A into float64 first"
+    )
+    passed("my_null_space", "A does not see these directions, and nothing else escapes it.")
+
+
+def capacity(mine) -> None:
+    """Notebook 08: ``capacity(width, length)``, how many prompts can be protected before no direction is left."""
+    answer = mine(768, 77)
+    if untouched(answer, "capacity"):
+        return
+    assert isinstance(answer, int), f"capacity returns {type(answer).__name__}: expected a whole number"
+    assert answer != 9, "9 for Stable Diffusion 1.4: the start mark's row is shared by all prompts, count it once"
+    assert answer == 10, f"{answer} for 77 tokens of width 768: expected 10, which have rank 1 + 76 * 10 = 761"
+    got = mine(256, 16)
+    assert got == 16, (
+        f"{got} for 16 tokens of width 256: expected 16; 17 prompts would have rank 1 + 15 * 17 = 256, the whole width"
+    )
+    assert mine(1024, 77) == 13 and mine(100, 12) == 8, "try 77 tokens of width 1024 (13) and 12 of width 100 (8)"
+    passed("capacity", "At least one direction is left, or there is nothing to train.")

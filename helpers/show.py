@@ -2,10 +2,13 @@
 
 import matplotlib
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 INK, ACCENT, QUIET = "#1f2933", "#2f6fb0", "#9aa5b1"
+COLOURS = (QUIET, ACCENT, "#d98032", "#15803d", "#9cc3e8", "#c2410c")  # one for each row of a comparison
 
 
 def plain_style() -> None:
@@ -87,3 +90,35 @@ def heat(
     bar.ax.tick_params(labelsize=7)
     plt.close(figure)
     return figure
+
+
+def accuracies(rows: dict[str, dict[str, tuple[float, float, float]]], *, ylabel: str = "given to the name") -> Figure:
+    """Shares with their intervals: a group for each name, a colour for each edit.
+
+    rows: edit -> name -> (share, lower end, upper end), as ``metrics.accuracy_interval`` gives them.
+    """
+    plain_style()
+    figure, ax = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
+    for i, ((label, shares), colour) in enumerate(zip(rows.items(), COLOURS, strict=False)):
+        for k, (share, low, high) in enumerate(shares.values()):
+            at = k + 0.14 * (i - (len(rows) - 1) / 2)
+            ax.vlines(at, low, high, color=colour, linewidth=2)
+            ax.plot(at, share, "o", color=colour, label=label if k == 0 else None)
+    names = list(next(iter(rows.values())))
+    ax.set_xticks(range(len(names)), names)
+    ax.set(ylabel=ylabel, ylim=(-0.05, 1.05), xlim=(-0.5, len(names) - 0.5))
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    plt.close(figure)
+    return figure
+
+
+def coloured(maps: list[Tensor], size: int) -> Tensor:
+    """Maps (side, side) as pictures for ``grid``, on one colour scale from zero to their common maximum: (n, 3, size, size)."""
+    stack = torch.stack(maps)
+    colours = plt.get_cmap("inferno")((stack / stack.max()).numpy())[..., :3]  # (n, side, side, rgb)
+    return interpolate(torch.from_numpy(colours).permute(0, 3, 1, 2).float(), size)
+
+
+def short_name(layer: str) -> str:
+    """'up_blocks.2.attentions.1.transformer_blocks.0.attn2' -> 'up 2.1'."""
+    return layer.split("_")[0] + " " + ".".join([part for part in layer.split(".") if part.isdigit()][:-1])
