@@ -1,6 +1,7 @@
 """The committed data: digests, sizes, names, licences; nothing pickled."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ def test_sizes():
 
 def test_weights_are_safetensors():
     assert not [p for p in DATA.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
+def test_no_file_names_a_folder_of_the_machine_that_made_it():
+    texts = [p for p in DATA.rglob("*") if p.suffix in (".json", ".toml", ".csv", ".md")]
+    assert len(texts) > 20
+    assert [str(p) for p in texts if re.search(r"[\"'`](/|[A-Z]:\\)\w", p.read_text())] == []
 
 
 def test_tiles_and_names():

@@ -117,9 +117,10 @@ def export(ema: dict[str, Tensor]) -> None:
     """Write the pipeline folder with the EMA weights in fp16."""
     out = build_unet()
     out.load_state_dict(ema)
-    text = Captions()
+    text, vae = Captions(), AutoencoderKL.from_pretrained(MODEL / "vae").half()
+    vae.register_to_config(_name_or_path="data/emoji-diffusion/vae")  # not the folder of the machine that trains
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(MODEL / "vae").half(), text_encoder=text.encoder.cpu().half(), tokenizer=text.tokenizer,
+        vae=vae, text_encoder=text.encoder.cpu().half(), tokenizer=text.tokenizer,
         unet=out.half(), scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
