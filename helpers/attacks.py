@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from helpers import losses, metrics
-from helpers.diffusion import add_noise
+from helpers.diffusion import noised
 from helpers.edits import Edit
 from helpers.inversion import invert, soft_tokens
 from helpers.sampling import sample
@@ -28,6 +28,7 @@ from helpers.training import (
     predict,
     run,
     select_parameters,
+    training_seeds,
 )
 from helpers.worlds import World
 
@@ -72,7 +73,7 @@ def _checked(world: World, edit: Edit, concept: str, seeds: list[int]) -> list[i
 
 def concept_inversion(
     world: World, edit: Edit, concept: str, *, seeds: list[int] = range(8), images: int | str | Tensor = 16,
-    tokens: int = 1, steps: int = 100, lr: float = 5e-3, batch_size: int = 4, seed: int = 0,
+    tokens: int | None = None, steps: int = 100, lr: float = 5e-3, batch_size: int = 4, seed: int = 0,
     before: float | None = None, drawing: dict | None = None, progress: bool = True,
 ) -> Attack:  # fmt: skip
     """Concept inversion: look for a soft token that makes the edited model draw the concept, then draw with it.
@@ -80,18 +81,21 @@ def concept_inversion(
     v* = argmin_v E || eps - eps_edited(x_t, c(v), t) ||^2 over pictures x of the concept
 
     seeds: one picture of the verdict each. images: how many pictures of the concept the base model draws for the
-    attacker, a folder of real ones, or the pictures themselves (k, 3, H, W) in [0, 1]. The search starts at the
-    concept's own name. before: ACC by name, if it is known already. drawing: options of ``sample``, as {"steps": 25,
-    "guidance": 5.0}. Returns an ``Attack``; ``found`` holds the soft tokens (tokens, width).
+    attacker, a folder of real ones, or the pictures themselves (k, 3, H, W) in [0, 1]. tokens: how many soft tokens;
+    None for as many as the concept's name has, and there the search starts. before: ACC by name, if it is known
+    already. drawing: options of ``sample``, as {"steps": 25, "guidance": 5.0}. Returns an ``Attack``; ``found`` holds
+    the soft tokens (tokens, width).
     ValueError for an unknown concept, an edit of another base, no seeds or no pictures.
     Source: Pham et al., Circumventing concept erasure methods, which inverts for thousands of steps.
     """
     start, seeds = time.time(), _checked(world, edit, concept, seeds)
     drawing = drawing or {}
+    if tokens is None:
+        tokens = len(world.pipe.tokenizer(concept, add_special_tokens=False).input_ids)
     template = TEMPLATES[world.kind(concept)][1]
     if isinstance(images, int):
         captions = [template.format(c=concept)] * images
-        images = drawn_images(world, captions, [500_000 + 1000 * (seed + SEEN_BY_NONE) + i for i in range(images)])
+        images = drawn_images(world, captions, training_seeds(seed + SEEN_BY_NONE, images))
     elif not isinstance(images, Tensor):
         images = folder_images(images, world.image_size)
     before = _share(world, edit, concept, seeds, concept, **drawing)[0] if before is None else before
@@ -198,10 +202,8 @@ def relearn(
         if step % every == 0:
             look(step)
         pick = torch.randint(len(latents), (batch_size,), generator=generator)
-        x_0 = latents[pick]
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        t = torch.randint(len(alpha_bar), (batch_size,), generator=generator).to(world.device)
-        eps_hat = predict(world.unet, delta, add_noise(x_0, noise, t, alpha_bar), t, states[pick])
+        x_t, t, noise = noised(latents[pick], alpha_bar, generator)
+        eps_hat = predict(world.unet, delta, x_t, t, states[pick])
         missing = torch.tensor(1 - curve[-1][1])  # weight 0: watched by the early stop, trains nothing
         return {"reconstruction": losses.reconstruction(eps_hat, noise), "missing": missing}
 

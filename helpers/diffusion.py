@@ -33,6 +33,17 @@ def add_noise(x_0: Tensor, noise: Tensor, t: Tensor | int, alpha_bar: Tensor) ->
     return (a.sqrt() * x_0 + (1 - a).sqrt() * noise).to(x_0.dtype)
 
 
+def noised(x_0: Tensor, alpha_bar: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """What every training step starts from: each picture at a timestep of its own, with noise of its own.
+
+    x_0 (n, ...); alpha_bar (T,). Returns x_t (n, ...), t (n,) uniform over the timesteps, and the noise eps (n, ...).
+    Source: Ho et al., DDPM, Algorithm 1.
+    """
+    noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+    t = torch.randint(len(alpha_bar), (len(x_0),), generator=generator).to(x_0.device)
+    return add_noise(x_0, noise, t, alpha_bar), t, noise
+
+
 def predict_x0(x_t: Tensor, eps: Tensor, t: Tensor | int, alpha_bar: Tensor) -> Tensor:
     """The clean picture that a noise prediction amounts to: ``add_noise`` solved for x_0.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers import losses
-from helpers.diffusion import add_noise, to_latents
+from helpers.diffusion import noised, to_latents
 from helpers.training import Schedule, predict, run
 from helpers.worlds import World
 
@@ -123,12 +123,9 @@ def invert(
             with torch.no_grad():
                 soft.copy_(pulled(soft, norm, pull))
         pick = torch.randint(len(latents), (batch_size,), generator=generator)
-        x_0 = latents[pick]
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        t = torch.randint(len(alpha_bar), (batch_size,), generator=generator).to(world.device)
+        x_t, t, noise = noised(latents[pick], alpha_bar, generator)
         with soft_tokens(world, soft) as phrase:
             states = encode(world, [template.format(c=phrase)])  # (1, tokens, width)
-        x_t = add_noise(x_0, noise, t, alpha_bar)
         eps_hat = predict(world.unet, {}, x_t, t, states.expand(batch_size, -1, -1))
         return {"reconstruction": losses.reconstruction(eps_hat, noise)}
 

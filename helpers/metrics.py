@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.diffusion import add_noise, to_latents
+from helpers.diffusion import noised, to_latents
 from helpers.inversion import invert
 from helpers.renders import DATA
 from helpers.sampling import sample
@@ -261,9 +261,7 @@ def presence(world, concept: str, references: Tensor, *, draws: int = 8, seed: i
     states = world.encode([TEMPLATES[world.kind(concept)][-1].format(c=concept), ""])
     error = torch.zeros(2)
     for x_0 in to_latents(world, references).float().repeat(draws, 1, 1, 1).split(16):
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        t = torch.randint(len(alpha_bar), (len(x_0),), generator=generator).to(world.device)
-        x_t = add_noise(x_0, noise, t, alpha_bar)
+        x_t, t, noise = noised(x_0, alpha_bar, generator)
         for i, state in enumerate(states):
             eps_hat = predict(world.unet, {}, x_t, t, state.expand(len(x_0), -1, -1))
             error[i] += (eps_hat - noise).pow(2).sum().cpu()

@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import diffusers
@@ -39,6 +39,7 @@ TEMPLATES = {  # captions of the training pictures: the bare name, and the phras
     "object": ("{c}", "a picture of a {c}"),
     "person": ("{c}", "a picture of a {c}"),
 }
+BARE = dict.fromkeys(TEMPLATES, ("{c}",))  # the papers that train on the name alone
 GROUPS = {  # sets of parameters: a pattern that their names match
     "xattn": r"attn2\.",
     "kv": r"attn2\.to_[kv]\.",
@@ -50,26 +51,39 @@ GROUPS |= {name: GROUPS[group] for name, group in PAPER_GROUPS.items()}
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train. The defaults are those of plain, careful fine-tuning."""
+class Training:
+    """How long and how fast to train: what the ``Options`` of every method begin with, each with defaults of its own."""
 
     steps: int = 60
     lr: float = 1e-4
     batch_size: int = 4
     decay: str = "cosine"  # "constant", or "cosine" to a tenth: AIzheimer's remedy against overshooting
     clip: float | None = 1.0  # largest norm of the gradient; None for no clipping
-    # tau by term (or "total"): a term stops once its statistic is below
-    stop_below: dict[str, float] = field(default_factory=dict)
-    momentum: float = 0.9  # a in the statistic m = a m + (1 - a) L, started at the first value
-    min_steps: int = 12  # updates before an early stop may happen
     accumulate_grads: bool = False  # the releases' missing zero_grad, for study
-    seed: int = 0
+    checkpoint: str | Path | None = None  # a file to write now and then, and to resume from after a kill
 
     def __post_init__(self):
         if self.steps < 0 or self.batch_size < 1 or self.lr <= 0:
             raise ValueError(f"steps {self.steps}, batch_size {self.batch_size}, lr {self.lr}: want >= 0, >= 1 and > 0")
         if self.decay not in ("constant", "cosine"):
             raise ValueError(f"unknown decay {self.decay!r}: choose 'constant' or 'cosine'")
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", str(self.checkpoint))  # a Path is welcome, JSON has none
+
+    def schedule(self, seed: int, **stops) -> "Schedule":
+        """What ``run`` follows: these options with a seed, and the fields of ``Schedule`` that say when to stop."""
+        return Schedule(**{f.name: getattr(self, f.name) for f in fields(Training)}, seed=seed, **stops)
+
+
+@dataclass(frozen=True)
+class Schedule(Training):
+    """Training options with a seed, and with what stops a run early."""
+
+    seed: int = 0
+    # tau by term (or "total"): a term stops once its statistic is below
+    stop_below: dict[str, float] = field(default_factory=dict)
+    momentum: float = 0.9  # a in the statistic m = a m + (1 - a) L, started at the first value
+    min_steps: int = 12  # updates before an early stop may happen
 
     def rate(self, step: int) -> float:
         """The learning rate of one step."""
@@ -127,13 +141,18 @@ def predict(unet, increments: dict[str, Tensor], x_t: Tensor, t: Tensor, states:
 
 def finished(
     world: World, delta: dict[str, Tensor], history: list[dict], *, method: str, concepts: list[str], options, seed: int,
-    start: float,
+    start: float, parts: dict[str, float] | None = None,
 ) -> Edit:  # fmt: skip
-    """The ``Edit`` of a training that began at ``start`` (of ``time.time``), with everything needed to make it again."""
+    """The ``Edit`` of a training that began at ``start`` (of ``time.time``), with everything needed to make it again.
+
+    parts: the seconds of each part of the work, where the method tells them apart.
+    """
     meta = {
         "method": method, "concepts": concepts, "options": asdict(options), "seed": seed, "base": world.fingerprint(),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__}, "seconds": round(time.time() - start, 1),
     }  # fmt: skip
+    if parts:
+        meta["parts"] = {name: round(seconds, 2) for name, seconds in parts.items()}
     return Edit({name: value.detach().float().cpu() for name, value in delta.items()}, history, meta)
 
 
@@ -148,7 +167,6 @@ def run(
     weights: dict[str, float],
     schedule: Schedule,
     *,
-    checkpoint: str | Path | None = None,
     save_every: int = 20,
     progress: bool = True,
 ) -> list[dict]:
@@ -158,7 +176,7 @@ def run(
     Early stop: m = a m + (1 - a) L_k for each watched term, m_0 its first value, tested after the update once
     ``min_steps`` updates are done. A term below its tau is stopped: ``terms`` is told so and may leave it out, and what
     only it trains then rests. The run ends when every watched term has stopped, or after ``steps``.
-    checkpoint: a file to write every ``save_every`` steps and to go on from, bit for bit, if it is there.
+    The schedule's checkpoint is written every ``save_every`` steps; a run whose file is there goes on from it, bit for bit.
     FloatingPointError names the step at which a term is NaN or infinite; ValueError for a checkpoint of another run.
     Several processes: gradients are averaged.
     """
@@ -166,8 +184,9 @@ def run(
     tensors = list(parameters.values())
     optimizer = torch.optim.Adam(tensors, lr=schedule.lr)
     history: list[dict] = []
-    if checkpoint and Path(checkpoint).exists():
-        history = _resume(Path(checkpoint), parameters, optimizer, schedule)
+    checkpoint = Path(schedule.checkpoint) if schedule.checkpoint else None
+    if checkpoint and checkpoint.exists():
+        history = _resume(checkpoint, parameters, optimizer, schedule)
     statistics: dict[str, float] = dict(history[-1]["statistics"]) if history else {}
     stopped = frozenset(history[-1]["stopped"]) if history else frozenset()
     bar = tqdm(total=schedule.steps, initial=len(history), desc="training", disable=not progress, leave=False)
@@ -201,7 +220,7 @@ def run(
             bar.update()
             bar.set_postfix(loss=f"{row['total']:.3g}")
             if checkpoint and accelerator.is_main_process and len(history) % save_every == 0:
-                _checkpoint(Path(checkpoint), parameters, optimizer, history, schedule)
+                _checkpoint(checkpoint, parameters, optimizer, history, schedule)
     return history
 
 
@@ -222,8 +241,8 @@ def _resume(path: Path, parameters: dict[str, Tensor], optimizer, schedule: Sche
     with safe_open(path, "pt") as file:
         history = json.loads(file.metadata()["history"])
         theirs, ours = json.loads(file.metadata()["schedule"]), asdict(schedule)
-        if theirs != ours:
-            differing = [name for name in ours if theirs.get(name) != ours[name]]
+        differing = [name for name in ours if name != "checkpoint" and theirs.get(name) != ours[name]]
+        if differing:
             raise ValueError(
                 f"{path.name} is the checkpoint of another run (its {', '.join(differing)} differ): "
                 "delete it, or give this run a file of its own"
@@ -276,24 +295,32 @@ def drawn_images(
     return load_file(path)["images"].float() / 255
 
 
+def training_seeds(seed: int, n: int) -> list[int]:
+    """The seeds of the n training pictures of a run: far from those that anything is measured on."""
+    return [500_000 + 1000 * seed + i for i in range(n)]
+
+
+def captions(world: World, concepts: list[str], count: int, templates: dict = TEMPLATES) -> tuple[list[str], list[str]]:
+    """``count`` captions for each concept, the templates of its kind in turn, and the concept that each caption holds."""
+    forms = {concept: templates[world.kind(concept)] for concept in concepts}
+    prompts = [forms[c][i % len(forms[c])].format(c=c) for c in concepts for i in range(count)]
+    return prompts, [c for c in concepts for _ in range(count)]
+
+
 def concept_latents(
-    world: World, concepts: list[str], images: str | int, seed: int, *, templates: dict | None = None
+    world: World, concepts: list[str], images: str | int, seed: int, *, templates: dict = TEMPLATES
 ) -> tuple[Tensor, list[str], list[str]]:
     """Training latents of concepts: (n, c, h, w) fp32, their captions, and the concept that each caption holds.
 
     images: how many the base model draws for each concept (cached on disk), or a folder of the user's own pictures.
-    templates: captions by kind of concept (default ``TEMPLATES``), used in turn.
+    templates: captions by kind of concept, used in turn.
     """
-    prompts, owners = [], []
-    folder = None if isinstance(images, int) else folder_images(images, world.image_size)
-    for concept in concepts:
-        captions = (templates or TEMPLATES)[world.kind(concept)]
-        for i in range(images if folder is None else len(folder)):
-            prompts.append(captions[i % len(captions)].format(c=concept))
-            owners.append(concept)
-    if folder is None:
-        pictures = drawn_images(world, prompts, [500_000 + 1000 * seed + i for i in range(len(prompts))])
+    if isinstance(images, int):
+        prompts, owners = captions(world, concepts, images, templates)
+        pictures = drawn_images(world, prompts, training_seeds(seed, len(prompts)))
     else:
+        folder = folder_images(images, world.image_size)
+        prompts, owners = captions(world, concepts, len(folder), templates)
         pictures = folder.repeat(len(concepts), 1, 1, 1)
     return torch.cat([to_latents(world, part) for part in pictures.split(16)]).float(), prompts, owners
 

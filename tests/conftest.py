@@ -1,4 +1,4 @@
-"""Fixtures: a world of a few thousand random weights, built from configs, so that no test needs a trained model."""
+"""What tests share: a world of a few thousand random weights, built from configs, so that none needs a trained one."""
 
 import pytest
 import torch
@@ -47,6 +47,15 @@ def build_tiny_world() -> World:
         "tiny", pipe, styles=["Twemoji", "OpenMoji", "Noto"], objects=["church", "castle", "dog"],
         people=["santa claus", "old man"],
     )  # fmt: skip
+
+
+def randomise(increments: dict[str, torch.Tensor], scale: float = 0.1) -> dict[str, torch.Tensor]:
+    """Fill increments with random numbers, always the same ones, as if they had been trained."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for value in increments.values():
+            value.copy_(scale * torch.randn(value.shape, generator=generator))
+    return increments
 
 
 @pytest.fixture

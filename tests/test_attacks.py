@@ -74,12 +74,13 @@ def test_closed_form_brings_the_pictures_back(world):
     assert done.details["residual"] < 1e-3
 
 
-def test_inversion_of_zero_steps_is_the_name_itself(world):
+@pytest.mark.parametrize("concept", ["church", "santa claus"])  # one token, and two
+def test_inversion_of_zero_steps_is_the_name_itself(world, concept):
     edit = random_edit(world)
     done = attacks.concept_inversion(
-        world, edit, "church", seeds=[5], images=2, steps=0, drawing=SHORT, progress=False, before=0.25
+        world, edit, concept, seeds=[5], images=2, steps=0, drawing=SHORT, progress=False, before=0.25
     )
-    asked = TEMPLATES["object"][1].format(c="church")
+    asked = TEMPLATES[world.kind(concept)][1].format(c=concept)
     assert torch.equal(done.images, sample(world, [asked], [5], edit=edit, progress=False, **SHORT))
     assert done.before == 0.25 and done.details["pictures"] == 2
 

@@ -54,8 +54,8 @@ def test_several_concepts_in_one_run(tiny_world):
 
 def test_which_positions_count(tiny_world):
     prompts, owners = ["a picture of a santa claus"], ["santa claus"]
-    name = method.token_columns(tiny_world, prompts, owners, method.Options())[0]
-    everything = method.token_columns(tiny_world, prompts, owners, method.Options(end=True))[0]
+    name = method.token_columns(tiny_world, prompts, owners, method.Options(end=False))[0]
+    everything = method.token_columns(tiny_world, prompts, owners, method.Options())[0]
     released = method.token_columns(tiny_world, prompts, owners, method.Options(variant="code"))[0]
     assert len(name) == 2 and released == name[-1:]
     assert everything == [

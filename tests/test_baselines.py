@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import build_tiny_world
+from conftest import build_tiny_world, randomise
 from diffusers import DDIMScheduler
 
 from helpers import losses, rollouts, training, unlearn
@@ -63,12 +63,17 @@ def gradients(got, step):
     return torch.autograd.grad(loss, list(got.trained.values()), allow_unused=True)
 
 
-def randomise(tensors, scale=0.1):
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for value in tensors.values():
-            value.copy_(scale * torch.randn(value.shape, generator=generator))
-    return tensors
+def watch_rollout(method, monkeypatch):
+    """A dict to which the method's next rollout adds what it was given and what it returned."""
+    seen = {}
+
+    def watched(world, increments, x_T, until, states, null, **options):
+        x_t = rollout(world, increments, x_T, until, states, null, **options)
+        seen.update(increments=increments, t=until, c=states, x_t=x_t)
+        return x_t
+
+    monkeypatch.setattr(method, "rollout", watched)
+    return seen
 
 
 def noise_for(world, n, seed):
@@ -286,18 +291,7 @@ def test_esd_is_its_equation(tiny_world, monkeypatch, variant):
     """Restated from what the rollout returned: the target is the frozen model's, whatever the increments are."""
     got = parts_of(tiny_world, monkeypatch, "esd", variant=variant, eta=0.7)
     randomise(got.trained)
-    seen = {}
-
-    def spy(world, increments, x_T, until, states, null, **options):
-        seen.update(
-            increments=increments,
-            t=until,
-            c=states,
-            x_t=rollout(world, increments, x_T, until, states, null, **options),
-        )
-        return seen["x_t"]
-
-    monkeypatch.setattr(METHODS["esd"], "rollout", spy)
+    seen = watch_rollout(METHODS["esd"], monkeypatch)
     loss = got.terms(0)["alignment"]
     with torch.no_grad():
         null = tiny_world.encode([""]).expand_as(seen["c"])
@@ -337,18 +331,7 @@ def test_sdd_returns_the_average_of_its_students(tiny_world, monkeypatch):
 def test_sdd_is_its_equation(tiny_world, monkeypatch):
     got = parts_of(tiny_world, monkeypatch, "sdd", concept=["church", "dog"])
     randomise(got.trained)
-    seen = {}
-
-    def spy(world, increments, x_T, until, states, null, **options):
-        seen.update(
-            increments=increments,
-            t=until,
-            c=states,
-            x_t=rollout(world, increments, x_T, until, states, null, **options),
-        )
-        return seen["x_t"]
-
-    monkeypatch.setattr(sdd, "rollout", spy)
+    seen = watch_rollout(sdd, monkeypatch)
     loss = got.terms(0)["alignment"]
     joined = tiny_world.encode(["church, dog"])
     assert torch.equal(seen["c"], joined.expand_as(seen["c"]))

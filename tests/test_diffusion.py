@@ -1,4 +1,4 @@
-"""helpers/diffusion.py against diffusers' schedulers, hand values and invariants, and the checks of notebook 01's exercises."""
+"""helpers/diffusion.py against diffusers' schedulers, hand values and invariants."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.image_processor import VaeImageProcessor
 
-from helpers import check, diffusion
+from helpers import diffusion
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -71,6 +71,28 @@ def test_an_int_serves_the_whole_batch(alpha_bar):
     every = diffusion.add_noise(x_0, noise, torch.tensor([7, 7, 7]), alpha_bar)
     assert torch.equal(diffusion.add_noise(x_0, noise, 7, alpha_bar), every)
     assert torch.equal(diffusion.add_noise(x_0, noise, torch.tensor(7), alpha_bar), every)
+
+
+def test_noised_is_add_noise_with_draws_of_the_generator(alpha_bar):
+    for x_0 in (random(6, 4, 3, 3), random(6, 2, dtype=torch.float64), random(6, 4, 3, 3).half()):
+        x_t, t, noise = diffusion.noised(x_0, alpha_bar, torch.Generator().manual_seed(4))
+        generator = torch.Generator().manual_seed(4)
+        assert torch.equal(noise, torch.randn(x_0.shape, generator=generator).to(x_0.dtype))  # the noise first
+        assert torch.equal(t, torch.randint(1000, (6,), generator=generator))
+        assert torch.equal(x_t, diffusion.add_noise(x_0, noise, t, alpha_bar))
+        assert x_t.shape == noise.shape == x_0.shape and t.shape == (6,)
+        assert x_t.dtype == noise.dtype == x_0.dtype and t.dtype == torch.int64
+        assert x_t.device == noise.device == t.device == x_0.device
+
+
+def test_noised_draws_every_timestep_equally_often(alpha_bar):
+    _, t, noise = diffusion.noised(torch.zeros(20_000, 1), alpha_bar, torch.Generator().manual_seed(0))
+    assert 0 <= t.min() < 10 and 989 < t.max() <= 999
+    # counts of a tenth each: the standard deviation is sqrt(20000 * 0.1 * 0.9), about 42; four of them
+    assert (torch.bincount(t // 100, minlength=10) - 2000).abs().max() < 170
+    assert noise.mean().item() == pytest.approx(0, abs=0.03) and noise.std().item() == pytest.approx(1, abs=0.02)
+    _, t, _ = diffusion.noised(torch.zeros(200, 1), alpha_bar[:3], torch.Generator().manual_seed(0))
+    assert t.unique().tolist() == [0, 1, 2]  # of the schedule that is given, the last one too
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (3, 4, 5), (3, 4, 2, 2)])
@@ -268,62 +290,3 @@ def test_reverse_steps_return_to_the_data(alpha_bar):
         nearest = torch.cdist(x, means).min(1)
         assert nearest.values.mean().item() < 0.25  # sqrt(pi / 2) std is 0.125; the coarse steps add some
         assert nearest.indices.float().mean().item() == pytest.approx(0.5, abs=0.05)  # four standard errors: 0.045
-
-
-# the exercises' checks
-
-RIGHT = {"snr": diffusion.snr, "steer_away": diffusion.steer_away, "eta_step": diffusion.eta_step}
-
-
-def eta_without_discount(x_t, eps, now, prev, eta, noise=None):
-    """Forgets that the fresh noise replaces some of the old."""
-    sigma = eta * ((1 - prev) / (1 - now) * (1 - now / prev)) ** 0.5
-    return diffusion.ddim_step(x_t, eps, now, prev) + sigma * noise
-
-
-def eta_linear_variance(x_t, eps, now, prev, eta, noise=None):
-    """Takes eta for a factor of the variance."""
-    return diffusion.eta_step(x_t, eps, now, prev, eta**0.5, noise)
-
-
-def eta_large_variance(x_t, eps, now, prev, eta, noise=None):
-    """Uses beta as the variance."""
-    sigma2 = eta**2 * (1 - now / prev)
-    x_0 = (x_t - (1 - now) ** 0.5 * eps) / now**0.5
-    return prev**0.5 * x_0 + max(0.0, 1 - prev - sigma2) ** 0.5 * eps + sigma2**0.5 * noise
-
-
-WRONG = {
-    "snr": [
-        lambda a: a.sqrt() / (1 - a).sqrt(),  # amplitudes
-        lambda a: (1 - a) / a,  # upside down
-        lambda a: torch.log(a / (1 - a)),  # its logarithm
-        lambda a: (a / (1 - a)).mean(),  # one number for all
-    ],
-    "steer_away": [
-        lambda n, c, k, g, s: n + g * (c - n) + s * (k - n),  # towards the concept
-        lambda n, c, k, g, s: n + g * (c - n) - s * k,  # away from the prediction, not from the direction
-        lambda n, c, k, g, s: n + g * (c - n) - s * (k - c),  # measured from the prompt
-        lambda n, c, k, g, s: k + g * (c - k),  # a negative prompt, without a dial
-    ],
-    "eta_step": [eta_without_discount, eta_linear_variance, eta_large_variance],
-}
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_checks_accept_the_helper(name, capsys):
-    getattr(check, name)(RIGHT[name])
-    assert "right" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name, wrong", [(n, w) for n, answers in WRONG.items() for w in answers])
-def test_checks_reject_plausible_wrong_answers(name, wrong):
-    with pytest.raises(AssertionError):
-        getattr(check, name)(wrong)
-
-
-@pytest.mark.parametrize("name", RIGHT)
-@pytest.mark.parametrize("stub", [lambda *_: None, lambda *_: ...])
-def test_an_untouched_stub_gets_a_friendly_line(name, stub, capsys):
-    getattr(check, name)(stub)
-    assert "not yet" in capsys.readouterr().out

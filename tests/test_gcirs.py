@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import randomise
 
 from helpers import losses, unlearn
 from helpers.methods import gcirs
@@ -38,13 +39,10 @@ def test_printed_eta_gives_the_second_concept_no_gradient_unless_detached():
 
 
 def test_one_batch_equals_four_passes(tiny_world):
-    """Conditional and unconditional in one batch, base and edited in one network: the numbers of four separate passes."""
-    delta = new_increments(tiny_world.unet)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in delta.values():
-            value.copy_(0.05 * torch.randn(value.shape, generator=generator))
-    x, t = torch.randn(3, *tiny_world.latent_shape, generator=generator), torch.tensor([5, 400, 990])
+    """Conditional and unconditional in one batch, base and edited in one network: as in four separate passes."""
+    delta = randomise(new_increments(tiny_world.unet), 0.05)
+    x = torch.randn(3, *tiny_world.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([5, 400, 990])
     c, null = tiny_world.encode(["church", ""])
     for increments in ({}, delta):
         eps = [predict(tiny_world.unet, increments, x, t, s.expand(3, -1, -1)) for s in (c, null)]

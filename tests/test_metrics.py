@@ -319,6 +319,8 @@ def test_report_refuses_what_it_cannot_measure(tiny_world, monkeypatch):
         metrics.report(world, Edit(edit.delta))
     with pytest.raises(ValueError, match="n 0"):
         metrics.report(world, edit, n=0)
+    with pytest.raises(ValueError, match="every 0"):
+        metrics.report(world, edit, every=0)
     with pytest.raises(ValueError, match="zebra"):
         metrics.report(world, edit, kept=["zebra"])
 
@@ -329,9 +331,10 @@ def test_panel_puts_the_neighbour_first():
     assert report.panel(world, ["church"])[0] == "castle" and "church" not in report.panel(world, ["church"])
 
 
-def test_canvas_pairs_are_even():
+@pytest.mark.parametrize("every", [1, 3, 9])
+def test_canvas_pairs_are_even(every):
     world = names_only()
-    pairs = report.canvas_pairs(world, ["Twemoji"])
+    pairs = report.canvas_pairs(world, ["Twemoji"], every)
     assert len(set(pairs)) == len(pairs) and sum(s == "Twemoji" for s, _ in pairs) == 9
     others = [pair for pair in pairs if pair[0] != "Twemoji"]
     for part in (0, 1):

@@ -1,12 +1,16 @@
 """The one loop: its updates against plain Adam, early stop, clipping, resume; and the pictures that it reads."""
 
 import math
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
+from conftest import randomise
 from PIL import Image
 
+from helpers import training
 from helpers.edits import Edit
+from helpers.methods import METHODS
 from helpers.training import Schedule, drawn_images, folder_images, new_increments, predict, run, select_parameters
 
 
@@ -82,9 +86,12 @@ def test_a_stopped_term_rests_while_another_goes_on():
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     parameters, terms = problem()
     weights, path = {"fit": 1.0, "size": 0.1}, tmp_path / "c.safetensors"
-    run(parameters, terms, weights, Schedule(steps=2), checkpoint=path, save_every=2, progress=False)
+    schedule = Schedule(steps=2, checkpoint=str(path))
+    history = run(parameters, terms, weights, schedule, save_every=2, progress=False)
     with pytest.raises(ValueError, match="seed differ"):
-        run(parameters, terms, weights, Schedule(steps=2, seed=1), checkpoint=path, progress=False)
+        run(parameters, terms, weights, replace(schedule, seed=1), progress=False)
+    moved = path.rename(tmp_path / "moved.safetensors")  # under another name it is still this run's
+    assert run(parameters, terms, weights, replace(schedule, checkpoint=str(moved)), progress=False) == history
 
 
 def test_clipping_clips():
@@ -112,6 +119,7 @@ def test_resume_is_bit_exact(tmp_path, accumulate):
     """Killed after step 4 (last checkpoint at 4), continued: the same bits as ten steps without a stop."""
     weights = {"fit": 1.0, "size": 0.1}
     schedule = Schedule(steps=10, lr=0.1, accumulate_grads=accumulate)
+    kept = replace(schedule, checkpoint=str(tmp_path / "c.safetensors"))
     whole, terms = problem()
     expected = run(whole, terms, weights, schedule, progress=False)
 
@@ -123,9 +131,9 @@ def test_resume_is_bit_exact(tmp_path, accumulate):
         return terms(step, generator, stopped)
 
     with pytest.raises(KeyboardInterrupt):
-        run(part, dies, weights, schedule, checkpoint=tmp_path / "c.safetensors", save_every=2, progress=False)
+        run(part, dies, weights, kept, save_every=2, progress=False)
     again, terms = problem()
-    history = run(again, terms, weights, schedule, checkpoint=tmp_path / "c.safetensors", save_every=2, progress=False)
+    history = run(again, terms, weights, kept, save_every=2, progress=False)
     assert torch.equal(again["w"], whole["w"]) and history == expected
 
 
@@ -152,6 +160,44 @@ def test_select_parameters(tiny_world):
 def test_bad_schedule(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         Schedule(**bad)
+
+
+def test_a_schedule_carries_every_training_option():
+    given = {"steps": 7, "lr": 0.2, "batch_size": 3, "decay": "constant", "clip": None, "accumulate_grads": True}
+    options = training.Training(**given, checkpoint="c.safetensors")
+    assert all(getattr(options, field.name) != field.default for field in fields(options))  # each one is told apart
+    assert options.schedule(5) == Schedule(**asdict(options), seed=5)
+    stops = {"stop_below": {"fit": 0.5}, "momentum": 0.8, "min_steps": 3}
+    assert options.schedule(5, **stops) == Schedule(**asdict(options), seed=5, **stops)
+
+
+@pytest.mark.parametrize("module", dict.fromkeys(METHODS.values()), ids=lambda module: module.__name__)
+def test_the_options_of_every_method_begin_with_those_of_training(module):
+    options = module.Options(steps=7, lr=0.2, checkpoint="c.safetensors")
+    schedule = options.schedule(3)
+    assert all(getattr(schedule, field.name) == getattr(options, field.name) for field in fields(training.Training))
+    assert (schedule.steps, schedule.lr, schedule.checkpoint, schedule.seed) == (7, 0.2, "c.safetensors", 3)
+    with pytest.raises(ValueError, match="steps -1"):
+        module.Options(steps=-1)
+
+
+def test_captions_take_the_templates_of_each_kind_in_turn(tiny_world):
+    assert training.captions(tiny_world, ["Noto", "church"], 3) == (
+        ["Noto", "in the style of Noto", "Noto", "church", "a picture of a church", "church"],
+        ["Noto"] * 3 + ["church"] * 3,
+    )
+    assert training.captions(tiny_world, ["old man", "church"], 2, training.BARE) == (
+        ["old man", "old man", "church", "church"],
+        ["old man", "old man", "church", "church"],
+    )
+    assert training.captions(tiny_world, ["Noto"], 0) == ([], [])
+    with pytest.raises(ValueError, match="unicorn"):
+        training.captions(tiny_world, ["unicorn"], 1)
+
+
+def test_training_seeds_of_two_runs_are_apart():
+    assert training.training_seeds(0, 3) == [500_000, 500_001, 500_002] and training.training_seeds(2, 1) == [502_000]
+    assert not set(training.training_seeds(0, 1000)) & set(training.training_seeds(1, 1000))
 
 
 def test_drawn_images_are_kept(tiny_world, tmp_path, monkeypatch):
@@ -186,12 +232,8 @@ def test_folders_without_pictures(tmp_path):
 
 def test_predict_is_the_network_with_the_edit_applied(tiny_world):
     """theta + delta by functional_call against the increments merged into the weights: the same numbers."""
-    increments = new_increments(tiny_world.unet)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in increments.values():
-            value.copy_(0.1 * torch.randn(value.shape, generator=generator))
-    x = torch.randn(2, *tiny_world.latent_shape, generator=generator)
+    increments = randomise(new_increments(tiny_world.unet))
+    x = torch.randn(2, *tiny_world.latent_shape, generator=torch.Generator().manual_seed(0))
     t, states = torch.tensor([10, 700]), tiny_world.encode(["church", ""])
     ours = predict(tiny_world.unet, increments, x, t, states)
     base = tiny_world.unet(x, t, states).sample

@@ -22,13 +22,23 @@ import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.diffusion import add_noise, to_latents
+from helpers.diffusion import noised, to_latents
 from helpers.edits import Edit
 from helpers.rollouts import timed
-from helpers.training import TEMPLATES, Schedule, concept_latents, drawn_images, finished, new_increments, predict, run
+from helpers.training import (
+    BARE,
+    TEMPLATES,
+    Training,
+    concept_latents,
+    drawn_images,
+    finished,
+    new_increments,
+    predict,
+    run,
+    training_seeds,
+)
 from helpers.worlds import World
 
-BARE = dict.fromkeys(TEMPLATES, ("{c}",))
 VARIANTS = {  # what a variant trains, and how much it cares for the anchor, unless told otherwise
     "paper": {"group": "kv", "prior": 1.0},
     "sepme-code": {"group": "xattn", "prior": 10.0},
@@ -36,7 +46,7 @@ VARIANTS = {  # what a variant trains, and how much it cares for the anchor, unl
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Training):
     """Options of AbConcept, each default with its reason."""
 
     anchor: str | dict[str, str] = ""  # what takes the concept's place; "" is its caption without the concept
@@ -51,9 +61,9 @@ class Options:
     decay: str = "cosine"
     clip: float | None = 1.0
     accumulate_grads: bool = False  # True: the missing zero_grad of SepME's release, for study
-    checkpoint: str | None = None  # a file to resume from after a kill
 
     def __post_init__(self):
+        super().__post_init__()
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown variant {self.variant!r} of AbConcept: choose from {', '.join(VARIANTS)}")
         if self.target not in ("model", "noise"):
@@ -100,7 +110,7 @@ def training_pictures(
         return latents, [f"{owner} {anchors[owner]}".strip() for owner in owners], [anchors[owner] for owner in owners]
     pairs = [pair for c in concepts for pair in caption_pairs(world, c, anchors[c], options.images)]
     captions, anchor_captions = map(list, zip(*pairs, strict=True))
-    pictures = drawn_images(world, anchor_captions, [500_000 + 1000 * seed + i for i in range(len(pairs))])
+    pictures = drawn_images(world, anchor_captions, training_seeds(seed, len(pairs)))
     latents = torch.cat([to_latents(world, part) for part in pictures.split(16)]).float()
     return latents, captions, anchor_captions
 
@@ -119,10 +129,7 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
         pick = torch.randint(len(latents), (options.batch_size,), generator=generator)
-        x_0 = latents[pick]
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        t = torch.randint(len(alpha_bar), (len(pick),), generator=generator).to(world.device)
-        x_t = add_noise(x_0, noise, t, alpha_bar)
+        x_t, t, noise = noised(latents[pick], alpha_bar, generator)
         eps_hat = predict(world.unet, delta, x_t, t, states[pick])
         with torch.set_grad_enabled(options.prior > 0):
             eps_anchor = predict(world.unet, delta, x_t, t, anchor_states[pick])
@@ -135,13 +142,9 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
             values["prior"] = losses.alignment(eps_anchor, kept)
         return values
 
-    schedule = Schedule(
-        steps=options.steps, lr=options.lr, batch_size=options.batch_size, decay=options.decay, clip=options.clip,
-        accumulate_grads=options.accumulate_grads, seed=seed,
-    )  # fmt: skip
     weights = {"alignment": 1.0, "prior": options.prior}
     with timed(parts, "training"):
-        history = run(delta, terms, weights, schedule, checkpoint=options.checkpoint, progress=progress)
-    edit = finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)
-    edit.meta["parts"] = {name: round(seconds, 2) for name, seconds in parts.items()}
-    return edit
+        history = run(delta, terms, weights, options.schedule(seed), progress=progress)
+    return finished(
+        world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start, parts=parts
+    )

@@ -18,12 +18,12 @@ from torch import Tensor
 from helpers import losses
 from helpers.edits import Edit
 from helpers.rollouts import branches, rollout, timed
-from helpers.training import Schedule, finished, new_increments, predict, run
+from helpers.training import Training, finished, new_increments, predict, run
 from helpers.worlds import World
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Training):
     """Options of ESD, each default with its reason."""
 
     variant: str = "paper"  # "paper" (x_t from the edited model) or "code" (from the frozen one)
@@ -36,10 +36,9 @@ class Options:
     batch_size: int = 4  # one t each: steadier than the paper's single one
     decay: str = "cosine"
     clip: float | None = 1.0
-    accumulate_grads: bool = False
-    checkpoint: str | None = None  # a file to resume from after a kill
 
     def __post_init__(self):
+        super().__post_init__()
         if self.variant not in ("paper", "code"):
             raise ValueError(f"unknown variant {self.variant!r} of ESD: choose 'paper' or 'code'")
 
@@ -64,13 +63,9 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
         target = losses.negated_guidance(eps_null, eps_c, options.eta)
         return {"alignment": losses.alignment(predict(world.unet, delta, x_t, t, c), target)}
 
-    schedule = Schedule(
-        steps=options.steps, lr=options.lr, batch_size=batch, decay=options.decay, clip=options.clip,
-        accumulate_grads=options.accumulate_grads, seed=seed,
-    )  # fmt: skip
     with timed(parts, "training"):
-        history = run(delta, terms, {"alignment": 1.0}, schedule, checkpoint=options.checkpoint, progress=progress)
+        history = run(delta, terms, {"alignment": 1.0}, options.schedule(seed), progress=progress)
     parts["training"] -= parts["rollout"]
-    edit = finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)
-    edit.meta["parts"] = {name: round(seconds, 2) for name, seconds in parts.items()}
-    return edit
+    return finished(
+        world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start, parts=parts
+    )

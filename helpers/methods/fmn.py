@@ -17,19 +17,21 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.attention import AttentionProcessor, concept_mask, processors
-from helpers.diffusion import add_noise, predict_x0, snr, to_latents
+from helpers.diffusion import noised, predict_x0, snr, to_latents
 from helpers.edits import Edit
 from helpers.inversion import invert, soft_tokens
 from helpers.training import (
     TEMPLATES,
-    Schedule,
+    Training,
     augmented,
+    captions,
     drawn_images,
     finished,
     folder_images,
     new_increments,
     predict,
     run,
+    training_seeds,
 )
 from helpers.worlds import World
 
@@ -37,15 +39,15 @@ RESTEERING = {"paper": "fmn", "code": "paper"}  # our variant -> that of ``losse
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Training):
     """Options of Forget-Me-Not, each default with its reason."""
 
     attention: float = 1.0  # weight of re-steering; the paper gives none
     visual: float = 1.0  # weight of the visual denoising loss; the paper gives none, the release has no such loss (0)
     variant: str = "paper"  # "paper" (Algorithm 1) or "code" (un-squared, end and padding tokens too)
     hidden: str = "end"  # x0_tilde is blind to the "concept"'s tokens, or to "end" and padding too: these carry it on
-    group: str = "xattn"  # the paper's target; the release's default is the whole network: "unet"
-    weighting: str = "none"  # of L_vis over t: "none" as printed, or "min-snr"
+    group: str = "kv"  # keys and values only
+    weighting: str = "min-snr"  # of L_vis over t: "none" as printed, or "min-snr"
     gamma: float = 5.0  # largest weight of "min-snr", the value of its paper
     visual_from: float = 0.0  # L_vis counts between these two shares of the timesteps; the paper uses all of them
     visual_to: float = 1.0
@@ -55,14 +57,13 @@ class Options:
     inversion_tokens: int = 0  # soft tokens found first, in place of the name; the release finds 4
     inversion_steps: int = 60  # enough in the emoji world; the release takes 500 of one picture each
     steps: int = 35  # the release
-    lr: float = 3e-4  # for the emoji world, where 35 steps at 1e-4 leave the concept; the release takes 2e-6
+    lr: float = 5e-4  # for the emoji world, where 35 steps at 1e-4 leave the concept; the release takes 2e-6
     batch_size: int = 4
     decay: str = "constant"  # the release
     clip: float | None = 1.0  # the release's intention: it clips nothing, since its list of parameters is used up
-    accumulate_grads: bool = False
-    checkpoint: str | None = None  # a file to resume from after a kill
 
     def __post_init__(self):
+        super().__post_init__()
         if self.attention < 0 or self.visual < 0 or self.attention + self.visual == 0:
             raise ValueError(
                 f"attention is {self.attention} and visual {self.visual}: weights are not negative, and not both 0"
@@ -96,16 +97,6 @@ class Data:
     mask: Tensor  # (n, tokens), True at the positions whose attention is to fall
 
 
-def captions(world: World, concepts: list[str], count: int) -> tuple[list[str], list[str]]:
-    """``count`` captions for each concept, its templates in turn, and the concept that each caption holds."""
-    prompts, owners = [], []
-    for concept in concepts:
-        forms = TEMPLATES[world.kind(concept)]
-        prompts += [forms[i % len(forms)].format(c=concept) for i in range(count)]
-        owners += [concept] * count
-    return prompts, owners
-
-
 def picture_pairs(
     world: World, concepts: list[str], options: Options, seed: int
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:
@@ -129,7 +120,7 @@ def picture_pairs(
         count = options.pairs if options.visual else 0
     if count:
         drawn_prompts, drawn_owners = captions(world, concepts, count)
-        seeds = [500_000 + 1000 * seed + i for i in range(len(drawn_prompts))]
+        seeds = training_seeds(seed, len(drawn_prompts))
         images = others = drawn_images(world, drawn_prompts, seeds)
         if options.visual:
             end = options.hidden == "end"
@@ -192,10 +183,7 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
         pick = torch.randint(len(data.x_0), (options.batch_size,), generator=generator).to(world.device)
-        x_0 = data.x_0[pick]
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        t = torch.randint(len(alpha_bar), (len(pick),), generator=generator).to(world.device)
-        x_t = add_noise(x_0, noise, t, alpha_bar)
+        x_t, t, _ = noised(data.x_0[pick], alpha_bar, generator)
         mask = data.mask[pick][:, None, None, :]  # (b, 1, 1, tokens): each picture's own, alike for heads and pixels
         maps: list[Tensor] = []
         with processors(world.unet, lambda name: AttentionProcessor(lambda A: maps.append(A.float() * mask))):
@@ -206,10 +194,6 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
             values["visual"] = losses.visual_denoising(x_0_hat, data.x_0_tilde[pick], weight[t] * data.paired[pick])
         return values
 
-    schedule = Schedule(
-        steps=options.steps, lr=options.lr, batch_size=options.batch_size, decay=options.decay, clip=options.clip,
-        accumulate_grads=options.accumulate_grads, seed=seed,
-    )  # fmt: skip
     weights = {"attention": options.attention, "visual": options.visual}
-    history = run(delta, terms, weights, schedule, checkpoint=options.checkpoint, progress=progress)
+    history = run(delta, terms, weights, options.schedule(seed), progress=progress)
     return finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)

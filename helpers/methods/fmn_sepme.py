@@ -18,14 +18,14 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.attention import cross_attentions
-from helpers.diffusion import add_noise
+from helpers.diffusion import noised
 from helpers.edits import Edit
-from helpers.training import TEMPLATES, Schedule, concept_latents, finished, new_increments, predict, run
+from helpers.training import BARE, Training, concept_latents, finished, new_increments, predict, run
 from helpers.worlds import World
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Training):
     """Options of SepME's FMN, each default with its reason."""
 
     template: str = "a painting of {c}"  # the release's caption, for styles, objects and people; c' is it without {c}
@@ -37,9 +37,9 @@ class Options:
     decay: str = "constant"  # the release's
     clip: float | None = None  # the release clips nothing
     accumulate_grads: bool = False  # True: the release's missing zero_grad, for study
-    checkpoint: str | None = None  # a file to resume from after a kill
 
     def __post_init__(self):
+        super().__post_init__()
         if "{c}" not in self.template:
             raise ValueError(
                 f"the template {self.template!r} does not hold {{c}}: mark the place of the concept's name"
@@ -75,24 +75,18 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
     """Train cross-attention until its logits are those of the prompt without the concept, and return the increments."""
     start = time.time()
     delta = new_increments(world.unet, options.group)
-    bare = dict.fromkeys(TEMPLATES, ("{c}",))
-    latents, _, owners = concept_latents(world, concepts, options.images, seed, templates=bare)
+    latents, _, owners = concept_latents(world, concepts, options.images, seed, templates=BARE)
     states = world.encode([options.template.format(c=owner) for owner in owners])
     without = world.encode([options.template.format(c="").strip()])
     alpha_bar = world.pipe.scheduler.alphas_cumprod.to(world.device)
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
         pick = torch.randint(len(latents), (options.batch_size,), generator=generator)
-        x_0, c = latents[pick], states[pick]
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        t = torch.randint(len(alpha_bar), (len(pick),), generator=generator).to(world.device)
+        x_t, t, _ = noised(latents[pick], alpha_bar, generator)
+        c = states[pick]
         with logit_differences(world.unet, c, without.expand_as(c)) as differences:
-            predict(world.unet, delta, add_noise(x_0, noise, t, alpha_bar), t, c)
+            predict(world.unet, delta, x_t, t, c)
         return {"logits": losses.logit_difference(differences)}
 
-    schedule = Schedule(
-        steps=options.steps, lr=options.lr, batch_size=options.batch_size, decay=options.decay, clip=options.clip,
-        accumulate_grads=options.accumulate_grads, seed=seed,
-    )  # fmt: skip
-    history = run(delta, terms, {"logits": 1.0}, schedule, checkpoint=options.checkpoint, progress=progress)
+    history = run(delta, terms, {"logits": 1.0}, options.schedule(seed), progress=progress)
     return finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.diffusion import add_noise
+from helpers.diffusion import noised
 from helpers.edits import Edit
-from helpers.training import Schedule, concept_latents, finished, new_increments, predict, run
+from helpers.rollouts import branches
+from helpers.training import BARE, Schedule, Training, concept_latents, finished, new_increments, run
 from helpers.worlds import World
-
-BARE = dict.fromkeys(("style", "object", "person"), ("{c}",))  # the papers train on the bare name
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Training):
     """Options of G-CiRs, each default with its reason."""
 
     tau: float | tuple[float, ...] = 0.0  # stop below it: the paper's default; one for all concepts, or one for each
@@ -37,11 +36,11 @@ class Options:
     draws: int | None = None  # so many (picture, noise, t) in all, the base's side kept; None: always fresh
     momentum: float = 0.9  # alpha: the paper's
     min_steps: int = 12  # updates before a stop: the release's
+    decay: str = "constant"  # the paper's
     clip: float | None = None  # the paper clips nothing
-    accumulate_grads: bool = False  # True: the release's missing zero_grad, for study
-    checkpoint: str | None = None  # a file to resume from after a kill
 
     def __post_init__(self):
+        super().__post_init__()
         if self.lam < 0:
             raise ValueError(f"lam is {self.lam}: the weight of a loss term is not negative")
         if self.eta not in ("tensor-norm", "scalar"):
@@ -56,12 +55,10 @@ class Options:
             raise ValueError(f"{len(taus)} values of tau for {len(concepts)} concepts: give one, or one for each")
         return taus
 
-    def schedule(self, concepts: list[str], seed: int) -> Schedule:
-        return Schedule(
-            steps=self.steps, lr=self.lr, batch_size=self.batch_size, decay="constant", clip=self.clip,
-            stop_below={term(c): tau for c, tau in zip(concepts, self.taus(concepts), strict=True)},
-            momentum=self.momentum, min_steps=self.min_steps, accumulate_grads=self.accumulate_grads, seed=seed,
-        )  # fmt: skip
+    def until_forgotten(self, concepts: list[str], seed: int) -> Schedule:
+        """The schedule that lets each concept's term stop below its own tau."""
+        below = {term(c): tau for c, tau in zip(concepts, self.taus(concepts), strict=True)}
+        return self.schedule(seed, stop_below=below, momentum=self.momentum, min_steps=self.min_steps)
 
 
 def term(concept: str) -> str:
@@ -74,8 +71,7 @@ def delta_eps(unet, increments: dict[str, Tensor], x_t: Tensor, t: Tensor, c: Te
 
     x_t (b, ch, h, w), t (b,), c and null (tokens, width). Returns (b, ch, h, w). Source: SepME, Eq. 2.
     """
-    states = torch.cat([c.expand(len(x_t), -1, -1), null.expand(len(x_t), -1, -1)])
-    eps_c, eps_null = predict(unet, increments, torch.cat([x_t, x_t]), torch.cat([t, t]), states).chunk(2)
+    eps_null, eps_c = branches(unet, increments, x_t, t, c.expand(len(x_t), -1, -1), null[None])
     return eps_c - eps_null
 
 
@@ -97,10 +93,8 @@ class Correlations:
     def noised(self, concept: str, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """x_t and t for n pictures of a concept, and the base's Delta_eps there."""
         x_0 = self.latents[concept]
-        x_0 = x_0[torch.randint(len(x_0), (n,), generator=generator)]
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        t = torch.randint(len(self.alpha_bar), (n,), generator=generator).to(x_0.device)
-        x_t = add_noise(x_0, noise, t, self.alpha_bar)
+        pick = torch.randint(len(x_0), (n,), generator=generator)
+        x_t, t, _ = noised(x_0[pick], self.alpha_bar, generator)
         c = self.states[concept]
         with torch.no_grad():
             parts = zip(x_t.split(16), t.split(16), strict=True)
@@ -123,9 +117,9 @@ class Correlations:
         """L_cor of every concept that has not stopped, under its increments; its gradient is eta_i times its own."""
         values, first = {}, None
         for concept in self.concepts:
-            seed = int(
-                torch.randint(2**31, (1,), generator=generator)
-            )  # drawn for stopped ones too: the rest sees no change
+            seed = torch.randint(
+                2**31, (1,), generator=generator
+            ).item()  # for stopped ones too: the rest sees no change
             if term(concept) in stopped:
                 continue
             x_t, t, base = self.draw(concept, torch.Generator().manual_seed(seed))
@@ -142,12 +136,12 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
     """Train cross-attention until what each concept adds to the prediction no longer agrees with what the base adds."""
     start = time.time()
     delta = new_increments(world.unet, options.group)
-    schedule = options.schedule(concepts, seed)
+    schedule = options.until_forgotten(concepts, seed)
     correlations = Correlations(world, concepts, options, seed)
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
         return {**correlations(generator, stopped, lambda concept: delta), "norm": losses.mean_l1(delta)}
 
     weights = {**{term(concept): 1.0 for concept in concepts}, "norm": options.lam}
-    history = run(delta, terms, weights, schedule, checkpoint=options.checkpoint, progress=progress)
+    history = run(delta, terms, weights, schedule, progress=progress)
     return finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)

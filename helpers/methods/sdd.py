@@ -19,12 +19,12 @@ from torch import Tensor
 from helpers import losses
 from helpers.edits import Edit
 from helpers.rollouts import rollout, timed
-from helpers.training import Schedule, finished, new_increments, predict, run
+from helpers.training import Training, finished, new_increments, predict, run
 from helpers.worlds import World
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Training):
     """Options of SDD, each default with its reason."""
 
     ema: float = 0.98  # m of the teacher: what is left of its start, 0.98^80 = 0.20, is the release's 0.999^1500 = 0.22
@@ -36,10 +36,9 @@ class Options:
     batch_size: int = 4  # one t each: steadier than the release's single one
     decay: str = "cosine"
     clip: float | None = 1.0  # the release's
-    accumulate_grads: bool = False
-    checkpoint: str | None = None  # a file to resume from after a kill
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}: give 0 (the teacher is the student) or more, and less than 1")
 
@@ -74,15 +73,11 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
             target = predict(world.unet, student, x_t, t, nulls)
         return {"alignment": losses.alignment(predict(world.unet, student, x_t, t, c), target)}
 
-    schedule = Schedule(
-        steps=options.steps, lr=options.lr, batch_size=batch, decay=options.decay, clip=options.clip,
-        accumulate_grads=options.accumulate_grads, seed=seed,
-    )  # fmt: skip
     both = {**student, **{f"teacher.{name}": value for name, value in teacher.items()}}  # so that checkpoints hold both
     with timed(parts, "training"):
-        history = run(both, terms, {"alignment": 1.0}, schedule, checkpoint=options.checkpoint, progress=progress)
+        history = run(both, terms, {"alignment": 1.0}, options.schedule(seed), progress=progress)
     parts["training"] -= parts["rollout"]
     follow(teacher, student, options.ema)
-    edit = finished(world, teacher, history, method=method, concepts=concepts, options=options, seed=seed, start=start)
-    edit.meta["parts"] = {name: round(seconds, 2) for name, seconds in parts.items()}
-    return edit
+    return finished(
+        world, teacher, history, method=method, concepts=concepts, options=options, seed=seed, start=start, parts=parts
+    )

@@ -85,7 +85,7 @@ def train(
 ) -> list[Edit]:
     """One edit for each concept, which leaves its list of protected prompts as they are; all trained in one run."""
     start = time.time()
-    schedule = options.schedule(concepts, seed)
+    schedule = options.until_forgotten(concepts, seed)
     parts = {
         concept: Increments(world, free_directions(world, prompts, options), f"{i}.")
         for i, (concept, prompts) in enumerate(zip(concepts, protected, strict=True))
@@ -100,7 +100,7 @@ def train(
 
     weights = {**{gcirs.term(concept): 1.0 for concept in concepts}, "norm": options.lam}
     parameters = {name: w for part in parts.values() for name, w in part.trained().items()}
-    history = run(parameters, terms, weights, schedule, checkpoint=options.checkpoint, progress=progress)
+    history = run(parameters, terms, weights, schedule, progress=progress)
     edits = []
     for (concept, part), prompts in zip(parts.items(), protected, strict=True):
         edit = finished(

@@ -1,4 +1,4 @@
-"""What one step of G-CiRs costs: ours, one network and batches of two, against the plain statement, two networks and four passes.
+"""What one step of G-CiRs costs: one network and batches of two, against the plain two networks and four passes.
 
 make bench
 """
@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from conftest import randomise
 
 from helpers import load_world, losses
 from helpers.methods import gcirs
@@ -30,12 +31,7 @@ def inputs(world):
 
 def start(world):
     """Increments that are not zero, so that the two networks differ."""
-    generator = torch.Generator().manual_seed(1)
-    delta = new_increments(world.unet)
-    with torch.no_grad():
-        for value in delta.values():
-            value.copy_(1e-3 * torch.randn(value.shape, generator=generator))
-    return delta
+    return randomise(new_increments(world.unet), 1e-3)
 
 
 class Plain:
@@ -62,7 +58,7 @@ class Plain:
 
 
 class Ours:
-    """One network; conditional and unconditional in one batch; the base's side computed once for a draw that comes again."""
+    """One network; conditional and unconditional in one batch; the base's side once for a draw that comes again."""
 
     def __init__(self, world, *, kept: bool):
         self.world, self.inputs, self.delta, self.kept = world, inputs(world), start(world), kept
