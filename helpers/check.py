@@ -543,3 +543,266 @@ def capacity(mine) -> None:
     )
     assert mine(1024, 77) == 13 and mine(100, 12) == 8, "try 77 tokens of width 1024 (13) and 12 of width 100 (8)"
     passed("capacity", "At least one direction is left, or there is nothing to train.")
+
+
+# notebook 06
+
+
+def fold_mask(mine) -> None:
+    """Notebook 06: ``fold_mask(mask, heads)``, each picture's own columns where heads are folded into the batch."""
+    mask = torch.tensor([[False, True, True, False], [False, False, False, True]])
+    answer = mine(mask.clone(), 3)
+    if untouched(answer, "fold_mask"):
+        return
+    same_shape(answer, (6, 1, 4), "fold_mask of 2 pictures, 3 heads and 4 tokens")
+    folded = [[int(v) for v in row] for row in answer[:, 0]]
+    assert folded != mask.repeat(3, 1).int().tolist(), (
+        "your rows go picture 0, 1, 0, 1, 0, 1, which is the release's tiling: the maps go 0, 0, 0, 1, 1, 1, all heads of "
+        "one picture before the next"
+    )
+    A = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))  # (b, heads, pixels, tokens)
+    expected = (A * mask[:, None, None, :]).flatten(0, 1)
+    assert torch.equal(A.flatten(0, 1) * answer, expected), (
+        f"for masks {mask.int().tolist()} and 3 heads your rows are {folded}: expected the first picture's mask three "
+        "times, then the second's, and nothing but zeros and ones"
+    )
+    passed("fold_mask", "With one picture in the batch both orders are the same, which is how the bug stayed unseen.")
+
+
+def visual_loss(mine) -> None:
+    """Notebook 06: ``visual_loss(x_t, eps_hat, x_0_tilde, a)``, the report's L_vis; a (b,) holds each alpha_bar_t."""
+    x_t, eps_hat, x_0_tilde = random_predictions(3)
+    a = torch.tensor([0.9, 0.04])
+    answer = mine(x_t.clone(), eps_hat.clone(), x_0_tilde.clone(), a.clone())
+    if untouched(answer, "visual_loss"):
+        return
+    same_shape(answer, (), "visual_loss")
+    one = torch.ones(1, 1, 1, 1)
+    got = mine(one, 0 * one, 0 * one, torch.tensor([0.25])).item()
+    assert abs(got - 4) < 1e-4, (
+        f"x_t 1, no noise predicted, alpha_bar 0.25 and a target of 0 give {got:.3g}: expected 4, the square of 1 / sqrt(0.25)"
+    )
+    got = mine(0 * one, one, 0 * one, torch.tensor([0.25])).item()
+    assert abs(got - 3) < 1e-4, (
+        f"x_t 0, predicted noise 1 and alpha_bar 0.25 give {got:.3g}: expected 0.75 / 0.25 = 3, the noise's share squared"
+    )
+    from helpers.diffusion import predict_x0
+
+    x_0_hat = predict_x0(x_t, eps_hat, torch.arange(2), a)
+    expected = (x_0_hat - x_0_tilde).pow(2).mean()
+    assert torch.isclose(answer, expected, rtol=1e-4), (
+        f"two pictures with different alpha_bar give {answer.item():.4g}: expected {expected.item():.4g}, each with its own "
+        "alpha_bar, and the mean over all entries"
+    )
+    leaves = [eps_hat.clone().requires_grad_(), x_0_tilde.clone().requires_grad_()]
+    mine(x_t, *leaves, a).backward()
+    assert leaves[0].grad is not None, "no gradient reaches eps_hat: then nothing is trained"
+    assert leaves[1].grad is None, "a gradient reaches the target: it is given, only x_0_hat may move (detach it)"
+    passed("visual_loss", "The guess moves, the target stays.")
+
+
+def min_snr(mine) -> None:
+    """Notebook 06: ``min_snr(alpha_bar, gamma)``, the weights under which no error of the noise counts more than once."""
+    alpha_bar = torch.tensor([0.99, 0.5, 0.2, 0.01])
+    answer = mine(alpha_bar.clone(), 5.0)
+    if untouched(answer, "min_snr"):
+        return
+    same_shape(answer, (4,), "min_snr")
+    gain = (1 - alpha_bar) / alpha_bar
+    assert (answer * gain).max() <= 1 + 1e-4, (
+        f"under your weights errors of the noise count {[round(v, 2) for v in (answer * gain).tolist()]} times: expected at "
+        "most 1 (the weight has to shrink where 1 / alpha_bar grows)"
+    )
+    assert torch.allclose(answer[1:], 1 / gain[1:], atol=1e-4), (
+        "where the signal-to-noise ratio is below gamma the weight is that ratio, so that an error counts exactly once"
+    )
+    assert abs(answer[0].item() - 5) < 1e-4, f"at alpha_bar 0.99 you give {answer[0].item():.3g}: expected gamma, 5"
+    assert abs(mine(alpha_bar, 2.0)[0].item() - 2) < 1e-4, "with gamma 2 the largest weight is 2"
+    passed("min_snr", "Noisy timesteps have lost their advantage, and clean ones gain none.")
+
+
+def memory(mine) -> None:
+    """Notebook 06: ``memory(before, after)``, our M-Score of inverted tokens, (seeds, tokens, width) each."""
+    generator = torch.Generator().manual_seed(0)
+    before, after = torch.randn(2, 3, 2, 8, generator=generator)
+    answer = mine(before.clone(), after.clone())
+    if untouched(answer, "memory"):
+        return
+    value = float(answer)
+    same = float(mine(before, before))
+    assert abs(same - 1) < 1e-4, f"the same tokens before and after give {same:.3g}: expected 1"
+    lengths = torch.tensor([0.1, 10.0])[:, None]
+    longer = float(mine(before, lengths * after))
+    assert abs(longer - value) < 1e-4, (
+        "a token's length changes your score: each token has its own cosine, taken before any mean"
+    )
+    opposite = float(mine(before, -before))
+    assert abs(opposite + 1) < 1e-4, f"opposite tokens give {opposite:.3g}: expected -1"
+    cosines = [
+        (b @ a / (b.norm() * a.norm())).item() for b, a in zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
+    ]
+    expected = sum(cosines) / len(cosines)
+    assert abs(value - expected) < 1e-4, (
+        f"random tokens give {value:.4f}: expected {expected:.4f}, the mean of {len(cosines)} cosines, each of one token of "
+        "one seed with its counterpart"
+    )
+    passed("memory", "Whether a low score means forgotten or only elsewhere, it cannot tell.")
+
+
+# --- 10 · baselines ---------------------------------------------------------------------------------------------------
+
+
+def erasing_target(mine) -> None:
+    """Notebook 10: ``erasing_target(eps_null, eps_c, eta, newer)``, ESD's target in either release's sense of eta."""
+    from helpers.losses import negated_guidance
+
+    null, c, _ = random_predictions(3)
+    answer = mine(null, c, 1.0, False)
+    if untouched(answer, "erasing_target"):
+        return
+    same_shape(answer, tuple(c.shape), "erasing_target")
+    assert torch.allclose(mine(null, c, 0.0, False), null, atol=1e-5), (
+        "in the paper's sense eta = 0 asks for nothing but the unconditional prediction"
+    )
+    zero, two = torch.zeros(1, 1), torch.full((1, 1), 2.0)
+    got = mine(zero, two, 1.5, False).item()
+    assert abs(got + 3) < 1e-5, (
+        f"with eps_null 0, eps_c 2 and the paper's eta 1.5 you give {got:.3g}: expected -3, 1.5 times 2 on the other side"
+    )
+    assert torch.allclose(answer, negated_guidance(null, c), atol=1e-5), "compare with eps_null - (eps_c - eps_null)"
+    assert torch.allclose(mine(null, c, 0.0, True), c, atol=1e-5), (
+        "the newer release counts from eps_c: its eta = 0 leaves the concept as it is"
+    )
+    got = mine(zero, two, 2.0, True).item()
+    assert abs(got + 2) < 1e-5, (
+        f"with eps_null 0, eps_c 2 and the newer eta 2 you give {got:.3g}: expected 2 - 2 * 2 = -2"
+    )
+    for eta in (1.0, 3.0):
+        assert torch.allclose(mine(null, c, eta + 1, True), mine(null, c, eta, False), atol=1e-5), (
+            f"the newer eta = {eta + 1:g} must be the paper's eta = {eta:g}"
+        )
+    passed("erasing_target", "The same number means two things: say which release an eta comes from.")
+
+
+def negative_prompt_scale(mine) -> None:
+    """Notebook 10: ``negative_prompt_scale(guidance, eta)``, with which a negative prompt draws as a perfect ESD student."""
+    from helpers.diffusion import guide
+    from helpers.losses import negated_guidance
+
+    answer = mine(5.0, 1.0)
+    if untouched(answer, "negative_prompt_scale"):
+        return
+    null, c, _ = random_predictions(3)
+    for g, eta in ((5.0, 0.0), (5.0, 1.0), (3.0, 2.0)):
+        scale = float(mine(g, eta))
+        wanted = guide(null, negated_guidance(null, c, eta), g)  # the student's drawing, its prompt leading away
+        weight = ((wanted - null) / (c - null)).mean().item()  # of the base's own difference
+        assert torch.allclose(guide(c, null, scale), wanted, atol=1e-3), (
+            f"for guidance {g:g} and eta {eta:g} you give {scale:.3g}: the student draws with eps_null {weight:+g} times "
+            f"(eps_c - eps_null), and guidance of scale {scale:.3g} from eps_c to eps_null with {1 - scale:+.3g} times it"
+        )
+    passed("negative_prompt_scale", "ESD writes a negative prompt into the weights.")
+
+
+def matching_ema(mine) -> None:
+    """Notebook 10: ``matching_ema(m, theirs, ours)``, the teacher that remembers as much in other many steps."""
+    answer = mine(0.999, 1500, 80)
+    if untouched(answer, "matching_ema"):
+        return
+    left = 0.999**1500
+    got = float(answer) ** 80
+    assert abs(float(answer) - 1.0) > 1e-6, "with m = 1 the teacher never moves"
+    assert abs(got - left) < 1e-3, (
+        f"with your m = {float(answer):.4f}, {got:.3f} of the start is left after 80 steps: expected what 0.999 leaves "
+        f"after 1500, {left:.3f}"
+    )
+    assert abs(float(mine(0.5, 2, 4)) - 0.5**0.5) < 1e-6, "0.5 over 2 steps leaves a quarter: over 4 steps take 0.707"
+    assert abs(float(mine(0.9, 30, 30)) - 0.9) < 1e-6, "as many steps, the same m"
+    passed("matching_ema", "A memory is counted in steps: who shortens the training shortens it too.")
+
+
+def front(mine) -> None:
+    """Notebook 10: ``front(points)``, the indices of the methods that no other one beats in both respects."""
+    points = [(0.9, 0.5), (0.5, 0.9), (0.4, 0.8), (0.9, 0.4), (0.2, 0.95), (0.7, 0.7)]
+    answer = mine(list(points))
+    if untouched(answer, "front"):
+        return
+
+    def indices(points: list[tuple[float, float]]) -> list[int]:
+        got = mine(list(points))
+        assert isinstance(got, list | tuple | set), f"front returns {type(got).__name__}: expected a list of indices"
+        assert all(isinstance(i, int) for i in got), f"front returns {got}: expected indices, counted from 0"
+        return sorted(got)
+
+    got = indices(points)
+    assert 2 not in got, "(0.4, 0.8) is beaten by (0.5, 0.9), which forgets more and keeps more"
+    assert 3 not in got, "(0.9, 0.4) is beaten by (0.9, 0.5): as forgetful, and it keeps more"
+    assert got == [0, 1, 4, 5], f"of {points} you keep {got}: expected [0, 1, 4, 5]"
+    assert indices([(0.5, 0.5), (0.5, 0.5)]) == [0, 1], "two equal points do not beat each other: keep both"
+    assert indices([(0.3, 0.3)]) == [0], "who stands alone is beaten by nobody"
+    passed("front", "Methods on the front trade one good for the other; only off it is one simply worse.")
+
+
+# --- 09 · measuring forgetting ----------------------------------------------------------------------------------------
+
+
+def pictures_needed(mine) -> None:
+    """Notebook 09: ``pictures_needed(top)``, so many pictures without a hit bring the interval's upper end to top."""
+    from helpers.metrics import interval
+
+    for top in (0.05, 0.25, 0.01):
+        answer = mine(top)
+        if untouched(answer, "pictures_needed"):
+            return
+        assert isinstance(answer, int) and answer > 1, f"for top {top} you give {answer!r}: expected a whole number"
+        end, before = interval(0.0, answer)[1], interval(0.0, answer - 1)[1]
+        assert end <= top, f"0 of {answer} pictures leave the upper end at {end:.4f}, still above {top}: take more"
+        assert before > top, f"{answer} pictures are enough for {top}, but {answer - 1} would do: give the fewest"
+    passed("pictures_needed", "So many clean pictures stand behind each 'at most' of a table.")
+
+
+def layer_distance(mine) -> None:
+    """Notebook 09: ``layer_distance(f_a, f_b)``, one layer's part of LPIPS: (n, channels, h, w) twice -> (n,)."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 3, 5, 4, 4, generator=generator)  # as after a ReLU: nothing is negative
+    answer = mine(a.clone(), b.clone())
+    if untouched(answer, "layer_distance"):
+        return
+    same_shape(answer, (3,), "layer_distance")
+    assert torch.allclose(mine(a, a), torch.zeros(3), atol=1e-6), "equal features are no distance apart: expected 0"
+    red, green = (torch.eye(5)[i].view(1, 5, 1, 1).expand(1, 5, 4, 4) for i in (0, 1))
+    got = mine(red, green).item()
+    assert abs(got - 2) < 1e-5, (
+        f"at every place one unit vector against another, perpendicular one: {got:.3g}, and expected |(1, -1)|^2 = 2. "
+        "Sum over channels, average over places, take no root"
+    )
+    corner = green.clone()
+    corner[..., 1:, :], corner[..., 1:] = red[..., 1:, :], red[..., 1:]
+    got = mine(red, corner).item()
+    assert abs(got - 2 / 16) < 1e-5, f"a difference at one of 16 places gives {got:.3g}: expected 2 / 16"
+    light = 0.1 + torch.rand(3, 1, 4, 4, generator=generator)
+    assert torch.allclose(mine(light * a, b), answer, atol=1e-5), (
+        "features made stronger at some places changed the distance: each place's vector of channels has length one first"
+    )
+    dark = mine(torch.zeros(1, 5, 4, 4), torch.zeros(1, 5, 4, 4))
+    assert not torch.isnan(dark).any(), "where a ReLU leaves only zeros the length is zero: do not divide by it"
+    passed("layer_distance", "Directions of features are compared, place by place; how strong they are does not count.")
+
+
+def canvas(mine) -> None:
+    """Notebook 09: ``canvas(asked, said, concept, domain)``, UA, IRA and CRA; pairs are (style, thing)."""
+    asked = [("Twemoji", "church"), ("Twemoji", "dog"), *[("Noto", "church"), ("OpenMoji", "dog")] * 2]
+    styles = ("Twemoji", "blank", "Noto", "OpenMoji", "Noto", "Noto")
+    said = list(zip(styles, ("dog", "dog", "church", "dog", "dog", "dog"), strict=True))
+    expected = {("Twemoji", 0): (1 / 2, 3 / 4, 3 / 4), ("church", 1): (2 / 3, 1.0, 1 / 3)}
+    for (concept, domain), wanted in expected.items():
+        answer = mine(list(asked), list(said), concept, domain)
+        if untouched(answer, "canvas"):
+            return
+        assert isinstance(answer, tuple | list) and len(answer) == 3, "canvas returns three numbers: (UA, IRA, CRA)"
+        for name, got, right in zip(("UA", "IRA", "CRA"), answer, wanted, strict=True):
+            assert abs(float(got) - right) < 1e-6, (
+                f"{concept} erased: your {name} is {float(got):.3g}, expected {right:.3g}. UA looks at the pictures that "
+                "were asked for with the concept; IRA and CRA at all others, and at nothing else"
+            )
+    passed("canvas", "What should be gone, what should be kept beside it, and what the other domain noticed.")
