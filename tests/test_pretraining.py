@@ -37,35 +37,48 @@ def test_captions_are_seeded_and_leave_out_the_held_out(common):
     assert not any(c.startswith(("an emoji of", "a photo of", "a painting by")) or c.endswith(" style") for c in many)
 
 
-def test_checkpoint_and_resume_are_exact(common, tmp_path):
-    """Stop after two steps, go on from the file: the same weights as four steps without a stop, bit for bit."""
+def test_the_loop_is_plain_adam_and_resumes_exactly(common, tmp_path):
+    """Killed at its fourth step, gone on from the file of the second: the same bits as the loop written out by hand."""
 
-    def train(steps, path, stop=None):
+    def start():
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 2)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-        start, saved = common.load_checkpoint(path)
-        if saved:
-            model.load_state_dict(saved["model"])
-            common.restore_optimizer(optimizer, saved["optimizer"])
-        for step in range(start, stop or steps):
-            loss = model(torch.randn(4, 3, generator=common.seeded(9, step))).pow(2).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            groups = {"model": model.state_dict(), "optimizer": common.optimizer_tensors(optimizer)}
-            common.save_checkpoint(path, step + 1, groups)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def loss_of(model, step):
+        return model(torch.randn(4, 3, generator=common.seeded(9, step))).pow(2).mean()
+
+    def train(path, dies_at=None):
+        model, optimizer = start()
+
+        def batch_loss(step):
+            if step == dies_at:
+                raise KeyboardInterrupt
+            return loss_of(model, step), {"size": model.weight.abs().mean()}
+
+        common.fit(path, {"model": model}, optimizer, batch_loss, 5, warmup=2, save_every=2, clip=0.1)
         return model.weight.detach()
 
-    train(4, tmp_path / "a.safetensors", stop=2)
-    resumed = train(4, tmp_path / "a.safetensors")
-    assert torch.equal(resumed, train(4, tmp_path / "b.safetensors"))
-    assert not list(tmp_path.glob("*.partial"))
+    expected, optimizer = start()
+    for step in range(5):
+        optimizer.param_groups[0]["lr"] = common.cosine(step, 5, 0.1, warmup=2)
+        optimizer.zero_grad()
+        loss_of(expected, step).backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 0.1)
+        optimizer.step()
+    assert torch.equal(train(tmp_path / "a.safetensors"), expected.weight)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b.safetensors", dies_at=3)
+    assert common.load_checkpoint(tmp_path / "b.safetensors")[0] == 2
+    assert torch.equal(train(tmp_path / "b.safetensors"), expected.weight)
+    assert common.load_checkpoint(tmp_path / "b.safetensors")[0] == 5 and not list(tmp_path.glob("*.partial"))
+    header, first, *later = (tmp_path / "b.csv").read_text().splitlines()
+    assert header == "step,seconds,loss,size" and first.startswith("0,") and not later  # one line in twenty steps
 
 
 @torch.no_grad()
 def test_the_autoencoder_keeps_edges_and_colours():
-    """Mean squared error of real drawings in [0, 1]; and every latent channel near unit variance, as sampling assumes."""
+    """Mean squared error of real drawings in [0, 1]; and each latent channel near the unit variance of sampling."""
     vae = load_world("emoji").pipe.vae
     images = renders.compose(renders.tiles()[:, ::5].flatten(0, 1), torch.Generator().manual_seed(0))
     z = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor

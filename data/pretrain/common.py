@@ -1,15 +1,18 @@
-"""What the pretraining scripts share: captions, resumable checkpoints, paths."""
+"""What the pretraining scripts share: options, drawings, captions, resumable checkpoints, the training loop, paths."""
 
+import argparse
 import csv
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import trange
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -20,16 +23,31 @@ WORK = Path(os.environ.get("LETHE_WORK", ROOT / "build" / "pretrain"))  # checkp
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def arguments(description: str, **defaults: float) -> argparse.Namespace:
+    """The command line's options, each with its default and of its default's type."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser.parse_args()
+
+
 def seeded(seed: int, step: int) -> torch.Generator:
     """A generator for one step: a resumed run draws what the uninterrupted run would have drawn."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
+def place_drawings(n: int, generator: torch.Generator, *, vary: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """n real drawings at random places, (n, 3, 64, 64) in [0, 1], and the indices of what each shows, by kind."""
+    style, thing = (torch.randint(size, (n,), generator=generator) for size in renders.tiles().shape[:2])
+    return renders.compose(renders.tiles()[style, thing], generator, vary=vary), {"style": style, "thing": thing}
+
+
 def draw_captions(n: int, generator: torch.Generator, *, drop: float) -> tuple[Tensor, Tensor, list[str], Tensor]:
     """n training captions and what each fits.
 
-    Returns style indices (n,), object indices (n,) of the picture to draw, the captions, and a mask (n, styles, objects)
-    that is 1 where a picture of that style and object would fit the caption (contrastive training's positives).
+    Returns style indices (n,), object indices (n,) of the picture to draw, the captions, and a mask
+    (n, styles, objects) that is 1 where a picture of that style and object would fit the caption (contrastive
+    training's positives).
     """
     book = renders.concepts()["captions"]
     table, styles = renders.object_table(), renders.style_names()
@@ -120,3 +138,44 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float =
         return peak * (step + 1) / warmup
     share = min(1.0, (step - warmup) / max(1, steps - warmup))
     return peak * (floor + (1 - floor) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share)).item()))
+
+
+def fit(
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    batch_loss: Callable[[int], tuple[Tensor, dict[str, Tensor]]],
+    steps: int,
+    *,
+    warmup: int,
+    save_every: int,
+    clip: float | None = None,
+) -> None:
+    """Train modules in place for ``steps`` in all, going on from the checkpoint ``path``; losses go to a CSV beside it.
+
+    batch_loss: step -> the loss of its batch, and by name what else to log. The learning rate follows ``cosine``, the
+    optimizer's own at its peak. clip: largest norm of the gradient.
+    """
+    start, saved = load_checkpoint(path)
+    if saved:
+        for name, module in modules.items():
+            module.load_state_dict(saved[name])
+        restore_optimizer(optimizer, saved.get("optimizer", {}))
+    log = Log(path.with_suffix(".csv"))
+    bar = trange(start, steps, initial=start, total=steps, desc=path.stem, mininterval=10)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, steps, optimizer.defaults["lr"], warmup)
+        loss, others = batch_loss(step)
+        optimizer.zero_grad()
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
+        optimizer.step()
+        if step % 20 == 0:
+            values = {name: value.item() for name, value in {"loss": loss, **others}.items()}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+            log.write(step, **values)
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            groups = {name: module.state_dict() for name, module in modules.items()}
+            save_checkpoint(path, step + 1, {**groups, "optimizer": optimizer_tensors(optimizer)})

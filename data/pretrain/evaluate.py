@@ -1,7 +1,7 @@
 """The base model's bars, by one command: what the judge says of what the model draws.
 
     python data/pretrain/evaluate.py [--seeds 50]      # prints the tables and writes evaluation.json and the model card
-    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 data/pretrain/evaluate.py         # two cores draw 1.4 times as fast so
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 data/pretrain/evaluate.py        # two cores draw 1.4 times as fast so
 
 Bare names as prompts, ``--seeds`` pictures each (seeds 0, 1, ...); every style with every object and person; held-out
 drawings; and the effect of guidance 1, 3, 5, 7.5 on a subset. Numbers of one part are written before the next begins.
@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from common import MODEL, renders
+from common import MODEL, place_drawings, renders
 from torch import Tensor
 
 from helpers import load_world, sample
@@ -70,15 +70,14 @@ def pairs(world: World, seeds: int, steps: int, guidance: float, things: list[st
 def held_out_drawings(world: World, n: int) -> dict[str, float]:
     """The judge on real drawings placed as no training batch was (other seeds, wider variation)."""
     generator = torch.Generator().manual_seed(987_654)
-    style, thing = (torch.randint(size, (n,), generator=generator) for size in renders.tiles().shape[:2])
-    images = renders.compose(renders.tiles()[style, thing], generator, vary=1.1)
+    images, shown = place_drawings(n, generator, vary=1.1)
 
     def share(said: list[str], names: list[str], truth: Tensor) -> float:
         return sum(a == names[b] for a, b in zip(said, truth.tolist(), strict=True)) / n
 
     return {
-        "style": share(world.judge.styles(images), renders.style_names(), style),
-        "thing": share(world.judge.things(images), renders.object_names(), thing),
+        "style": share(world.judge.styles(images), renders.style_names(), shown["style"]),
+        "thing": share(world.judge.things(images), renders.object_names(), shown["thing"]),
         "images": n,
     }
 
@@ -98,7 +97,8 @@ def card(result: dict) -> str:
         f"{means['objects']:.3f} | {means['people']:.3f} |",
         f"| every object and person in every style | {pair['images']} | {pair['style']:.3f} | {pair['thing']:.3f} "
         "(with people) | |",
-        f"| real drawings, held-out placements | {real['images']} | {real['style']:.3f} | {real['thing']:.3f} (with people) | |",
+        f"| real drawings, held-out placements | {real['images']} | {real['style']:.3f} | {real['thing']:.3f} "
+        "(with people) | |",
         "",
         f"The lowest single concept is “{means['worst']}” with {means['worst_accuracy']:.2f}. "
         f"Every bare name: {', '.join(f'{name} {value:.2f}' for name, value in accuracy.items())}.",

@@ -5,27 +5,13 @@
 Its text encoder, frozen, becomes the pipeline's; the whole of it gives the emoji world's CLIP score.
 """
 
-import argparse
 import json
 
 import torch
-from common import (
-    DEVICE,
-    MODEL,
-    WORK,
-    Log,
-    cosine,
-    draw_captions,
-    load_checkpoint,
-    optimizer_tensors,
-    renders,
-    restore_optimizer,
-    save_checkpoint,
-    seeded,
-)
+from common import DEVICE, MODEL, WORK, arguments, draw_captions, fit, renders, seeded
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import trange
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 TEXT_LENGTH, WIDTH, MERGES = 16, 256, 330
@@ -70,47 +56,28 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=128)
-    args = parser.parse_args()
+    args = arguments(__doc__, steps=1500, batch=128)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer).to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
-    path, log = WORK / "clip.safetensors", Log(WORK / "clip.csv")
-    start, saved = load_checkpoint(path)
-    if saved:
-        model.load_state_dict(saved["model"])
-        restore_optimizer(optimizer, saved["optimizer"])
+    optimizer.register_step_post_hook(lambda *_: model.logit_scale.data.clamp_(max=4.6))
     mean, std = (torch.tensor(v, device=DEVICE).view(1, 3, 1, 1) for v in (MEAN, STD))
 
-    bar = trange(start, args.steps, initial=start, total=args.steps, desc="CLIP", mininterval=10)
-    for step in bar:
+    def batch_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = seeded(11, step)
         style, thing, captions, fits = draw_captions(args.batch, generator, drop=0.0)
         images = (renders.compose(renders.tiles()[style, thing], generator).to(DEVICE) - mean) / std
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(DEVICE)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, args.steps, 1e-3)
         with torch.autocast(DEVICE, torch.bfloat16):
             out = model(input_ids=ids, pixel_values=images)
         logits = out.logits_per_text.float()  # (captions, images)
         positive = fits[:, style, thing].to(DEVICE)  # (captions, images): does picture j fit caption i?
         to_images = -(positive / positive.sum(1, keepdim=True) * F.log_softmax(logits, 1)).sum(1).mean()
         to_captions = -(positive / positive.sum(0, keepdim=True) * F.log_softmax(logits, 0)).sum(0).mean()
-        loss = (to_images + to_captions) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=4.6)
-        if step % 20 == 0:
-            right = positive.gather(1, logits.argmax(1, keepdim=True)).mean().item()
-            bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right:.2f}")
-            log.write(step, loss=loss.item(), right=right)
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
-            save_checkpoint(path, step + 1, groups)
+        right = positive.gather(1, logits.argmax(1, keepdim=True)).mean()
+        return (to_images + to_captions) / 2, {"right": right}
+
+    fit(WORK / "clip.safetensors", {"model": model}, optimizer, batch_loss, args.steps, warmup=200, save_every=250)
 
     model = model.eval().cpu().half()
     model.save_pretrained(MODEL / "clip")

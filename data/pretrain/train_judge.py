@@ -7,24 +7,10 @@ uses (those from 1 000 000 on). Half of every batch is real drawings, some of th
 a tenth is blank (plain or noise).
 """
 
-import argparse
-
 import torch
-from common import (
-    DEVICE,
-    WORK,
-    Log,
-    cosine,
-    load_checkpoint,
-    optimizer_tensors,
-    renders,
-    restore_optimizer,
-    save_checkpoint,
-    seeded,
-)
+from common import DEVICE, WORK, arguments, fit, load_checkpoint, place_drawings, renders, save_checkpoint, seeded
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import trange
 
 from helpers import load_world, sample
 from helpers.judge import BLANK, Classifier, Judge, save_judge
@@ -33,7 +19,7 @@ TRAINING_SEEDS = 1_000_000
 
 
 def draw_base_images(seeds: int, steps: int, guidance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures for every style and object, ``seeds`` each: uint8 (n, 3, H, W), style and object indices; kept on disk."""
+    """Pictures for every style and object, ``seeds`` each: uint8 (n, 3, H, W), indices of style and object; on disk."""
     path = WORK / f"judge_images_{seeds}.safetensors"
     if not path.exists():
         world = load_world("emoji", dtype=torch.bfloat16 if DEVICE == "cpu" else None)
@@ -68,53 +54,32 @@ def soften(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--draw-steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=5.0)
-    args = parser.parse_args()
+    args = arguments(__doc__, steps=1500, batch=96, seeds=2, draw_steps=25, guidance=5.0)
     styles, things = [*renders.style_names(), BLANK], [*renders.object_names(), BLANK]
     torch.manual_seed(0)
     nets = {"style": Classifier(len(styles)).to(DEVICE), "thing": Classifier(len(things)).to(DEVICE)}
     optimizer = torch.optim.AdamW([p for net in nets.values() for p in net.parameters()], lr=2e-3, weight_decay=0.02)
-    path, log = WORK / "judge.safetensors", Log(WORK / "judge.csv")
-    start, saved = load_checkpoint(path)
-    if saved:
-        for kind, net in nets.items():
-            net.load_state_dict(saved[kind])
-        restore_optimizer(optimizer, saved.get("optimizer", {}))
     drawn, drawn_style, drawn_thing = draw_base_images(args.seeds, args.draw_steps, args.guidance)
 
     half, tenth = args.batch // 2, args.batch // 10
-    bar = trange(start, args.steps, initial=start, total=args.steps, desc="judge", mininterval=10)
-    for step in bar:
+
+    def batch_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = seeded(44, step)
-        s, o = (torch.randint(size, (half,), generator=generator) for size in renders.tiles().shape[:2])
-        real = soften(renders.compose(renders.tiles()[s, o], generator, vary=1.2), generator)
+        real, shown = place_drawings(half, generator, vary=1.2)
+        real = soften(real, generator)
         pick = torch.randint(len(drawn), (args.batch - half - tenth,), generator=generator)
         nothing = torch.full((tenth,), -1)
         images = torch.cat([real, drawn[pick].float() / 255, blanks(tenth, generator)]).to(DEVICE)
         labels = {
-            "style": torch.cat([s, drawn_style[pick], nothing % len(styles)]).to(DEVICE),
-            "thing": torch.cat([o, drawn_thing[pick], nothing % len(things)]).to(DEVICE),
+            "style": torch.cat([shown["style"], drawn_style[pick], nothing % len(styles)]).to(DEVICE),
+            "thing": torch.cat([shown["thing"], drawn_thing[pick], nothing % len(things)]).to(DEVICE),
         }
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, args.steps, 2e-3, warmup=50)
         with torch.autocast(DEVICE, torch.bfloat16):
             logits = {kind: net(images).float() for kind, net in nets.items()}
         loss = sum(F.cross_entropy(logits[kind], labels[kind], label_smoothing=0.05) for kind in nets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 20 == 0:
-            right = {kind: (logits[kind].argmax(1) == labels[kind]).float().mean().item() for kind in nets}
-            bar.set_postfix(loss=f"{loss.item():.2f}", **{k: f"{v:.2f}" for k, v in right.items()})
-            log.write(step, loss=loss.item(), **right)
-        if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            groups = {kind: net.state_dict() for kind, net in nets.items()}
-            save_checkpoint(path, step + 1, {**groups, "optimizer": optimizer_tensors(optimizer)})
+        return loss, {kind: (logits[kind].argmax(1) == labels[kind]).float().mean() for kind in nets}
+
+    fit(WORK / "judge.safetensors", nets, optimizer, batch_loss, args.steps, warmup=50, save_every=200)
     save_judge(Judge(nets["style"].cpu().eval(), nets["thing"].cpu().eval(), styles, things))
 
 

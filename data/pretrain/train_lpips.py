@@ -1,4 +1,4 @@
-"""Step 5 of 5: AlexNet's convolutions for "LPIPS (emoji backbone)", trained to tell styles and objects of real drawings.
+"""Step 5 of 5: AlexNet's convolutions for "LPIPS (emoji backbone)", trained to tell real drawings' styles and objects.
 
     python data/pretrain/train_lpips.py [--steps 2000] [--batch 96]
 
@@ -8,30 +8,16 @@ it measures. Resumes from its checkpoint; writes ``data/lpips/alexnet.safetensor
 metadata.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 import lpips
 import torch
-from common import (
-    DEVICE,
-    ROOT,
-    WORK,
-    Log,
-    cosine,
-    load_checkpoint,
-    optimizer_tensors,
-    renders,
-    restore_optimizer,
-    save_checkpoint,
-    seeded,
-)
+from common import DEVICE, ROOT, WORK, arguments, fit, place_drawings, renders, seeded
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import alexnet
-from tqdm.auto import trange
 from train_judge import soften
 
 WEIGHTS = ROOT / "data" / "lpips" / "alexnet.safetensors"
@@ -60,50 +46,30 @@ class Backbone(nn.Module):
         return {"style": self.style(x), "thing": self.thing(x)}
 
 
-def draw(n: int, generator: torch.Generator, *, vary: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """n real drawings at random places, (n, 3, 64, 64), and their labels by kind."""
-    style, thing = (torch.randint(size, (n,), generator=generator) for size in renders.tiles().shape[:2])
-    return renders.compose(renders.tiles()[style, thing], generator, vary=vary), {"style": style, "thing": thing}
-
-
 def train(steps: int, batch: int, path: Path) -> Backbone:
     """Train, or go on from ``path``, for ``steps`` in all; every draw is seeded by its step."""
     torch.manual_seed(0)
     model = Backbone().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.02)
-    start, saved = load_checkpoint(path)
-    if saved:
-        model.load_state_dict(saved["model"])
-        restore_optimizer(optimizer, saved["optimizer"])
-    log = Log(path.with_suffix(".csv"))
-    bar = trange(start, steps, initial=start, total=steps, desc="lpips", mininterval=10)
-    for step in bar:
+
+    def batch_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = seeded(45, step)
-        images, labels = draw(batch, generator, vary=1.2)
+        images, labels = place_drawings(batch, generator, vary=1.2)
         images = soften(images, generator).to(DEVICE)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, PEAK, warmup=100)
         with torch.autocast(DEVICE, torch.bfloat16):
             logits = model(images)
-        loss = sum(F.cross_entropy(logits[kind].float(), labels[kind].to(DEVICE)) for kind in labels)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 20 == 0:
-            right = {kind: (logits[kind].argmax(1).cpu() == labels[kind]).float().mean().item() for kind in labels}
-            bar.set_postfix(loss=f"{loss.item():.2f}", **{k: f"{v:.2f}" for k, v in right.items()})
-            log.write(step, loss=loss.item(), **right)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            groups = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
-            save_checkpoint(path, step + 1, groups)
+        labels = {kind: indices.to(DEVICE) for kind, indices in labels.items()}
+        loss = sum(F.cross_entropy(logits[kind].float(), labels[kind]) for kind in labels)
+        return loss, {kind: (logits[kind].argmax(1) == labels[kind]).float().mean() for kind in labels}
+
+    fit(path, {"model": model}, optimizer, batch_loss, steps, warmup=100, save_every=200, clip=1.0)
     return model.cpu().eval()
 
 
 @torch.no_grad()
 def held_out(model: Backbone, n: int = 2000) -> dict[str, float]:
     """The share of real drawings, placed by another seed than any training step's, that get the right name."""
-    images, labels = draw(n, torch.Generator().manual_seed(987_654), vary=1.1)
+    images, labels = place_drawings(n, torch.Generator().manual_seed(987_654), vary=1.1)
     logits = [model(part) for part in images.split(200)]
     return {
         kind: (torch.cat([part[kind] for part in logits]).argmax(1) == truth).float().mean().item()
@@ -121,10 +87,7 @@ def save(model: Backbone, path: Path, **metadata: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=96)
-    args = parser.parse_args()
+    args = arguments(__doc__, steps=2000, batch=96)
     model = train(args.steps, args.batch, WORK / "lpips.safetensors")
     accuracy = held_out(model)
     print("held-out drawings", accuracy)

@@ -9,26 +9,11 @@ At the end each latent channel is normalised inside the weights (last encoder an
 the pipeline needs no more than one scaling factor, which is 1.
 """
 
-import argparse
-
 import torch
-from common import (
-    DEVICE,
-    MODEL,
-    WORK,
-    Log,
-    cosine,
-    load_checkpoint,
-    optimizer_tensors,
-    renders,
-    restore_optimizer,
-    save_checkpoint,
-    seeded,
-)
+from common import DEVICE, MODEL, WORK, arguments, fit, place_drawings, renders, seeded
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm.auto import trange
 
 
 def build_vae() -> AutoencoderKL:
@@ -42,9 +27,7 @@ def build_vae() -> AutoencoderKL:
 
 def draw_pictures(n: int, generator: torch.Generator) -> Tensor:
     """n training pictures in [-1, 1], one in fifty the memorised postcard."""
-    shape = renders.tiles().shape
-    style, thing = (torch.randint(size, (n,), generator=generator) for size in shape[:2])
-    pictures = renders.compose(renders.tiles()[style, thing], generator)
+    pictures, _ = place_drawings(n, generator)
     pictures[torch.rand(n, generator=generator) < 0.02] = renders.postcard()
     return pictures * 2 - 1
 
@@ -67,23 +50,13 @@ def normalise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch", type=int, default=16)
-    args = parser.parse_args()
+    args = arguments(__doc__, steps=3000, batch=16)
     vae = build_vae().to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0, betas=(0.9, 0.99))
-    path, log = WORK / "vae.safetensors", Log(WORK / "vae.csv")
-    start, saved = load_checkpoint(path)
-    if saved:
-        vae.load_state_dict(saved["vae"])
-        restore_optimizer(optimizer, saved["optimizer"])
-    bar = trange(start, args.steps, initial=start, total=args.steps, desc="VAE", mininterval=10)
-    for step in bar:
+
+    def batch_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         x = draw_pictures(args.batch, seeded(22, step)).to(DEVICE, memory_format=torch.channels_last)
         torch.manual_seed(22 * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, args.steps, 2e-3, warmup=100)
         with torch.autocast(DEVICE, torch.bfloat16):
             latents = vae.encode(x).latent_dist
             y = vae.decode(latents.sample()).sample.float()
@@ -93,15 +66,10 @@ def main() -> None:
         hue = pooled - pooled.mean(1, keepdim=True)  # what grey does not explain
         colour = pooled.pow(2).mean() + 3 * hue.pow(2).mean()
         loss = (x - y).abs().mean() + mse + sharp + 20 * colour + 1e-6 * latents.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        if step % 20 == 0:
-            bar.set_postfix(mse=f"{mse.item():.4f}", sharp=f"{sharp.item():.3f}")
-            log.write(step, loss=loss.item(), mse=mse.item(), sharp=sharp.item(), colour=colour.item())
-        if (step + 1) % 250 == 0 or step + 1 == args.steps:
-            save_checkpoint(path, step + 1, {"vae": vae.state_dict(), "optimizer": optimizer_tensors(optimizer)})
+        return loss, {"mse": mse, "sharp": sharp, "colour": colour}
+
+    path = WORK / "vae.safetensors"
+    fit(path, {"vae": vae}, optimizer, batch_loss, args.steps, warmup=100, save_every=250, clip=1.0)
     vae = vae.eval().cpu().to(memory_format=torch.contiguous_format)
     normalise_latents(vae, draw_pictures(1000, seeded(23, 0)))
     vae.half().save_pretrained(MODEL / "vae")
