@@ -13,7 +13,7 @@ from helpers.worlds import check_manifest
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
-@pytest.mark.parametrize("folder", ["emoji", "emoji-diffusion", "judge"])
+@pytest.mark.parametrize("folder", ["emoji", "emoji-diffusion", "judge", "lpips"])
 def test_manifest_matches(folder):
     check_manifest(DATA / folder)
     listed = set(json.loads((DATA / folder / "manifest.json").read_text()))
