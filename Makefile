@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # models this small gain little from threads
 export HF_HUB_OFFLINE ?= 1
 export PYTHONHASHSEED := 0
 
@@ -27,8 +28,8 @@ notebooks: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --benchmark-skip
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
+	$(PARALLEL) --benchmark-skip
+	$(PARALLEL) --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks
 
 lab: $(VENV)/installed
 	$(BIN)/jupyter lab notebooks
