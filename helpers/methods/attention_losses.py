@@ -27,9 +27,9 @@ LOSSES = {
     "random_stimulus": losses.random_stimulus,
 }
 LAM = {  # the paper gives none; these let the gradient of L_recon hold against that of L_attn, see notebook 03
-    "resteering": 0.01,
-    "distraction": 0.0015,
-    "random_stimulus": 0.01,
+    "resteering": 0.006,
+    "distraction": 0.0012,
+    "random_stimulus": 0.008,
 }
 
 
@@ -47,8 +47,8 @@ class Options(Training):
     skip_as_released: bool = False  # the release's reading of "last": the middle block, for study
     images: str | int = 16  # a folder of the user's pictures, or how many the base model draws
     add_noise: bool = True  # False: the paper's Table IV, where clean latents are fed
-    steps: int = 60
-    lr: float = 5e-4  # the release's 2e-5 is for a network a hundred times as large
+    steps: int = 40
+    lr: float = 1e-3  # the release's 2e-5 is for a network a hundred times as large
     batch_size: int = 4
     decay: str = "cosine"
     clip: float | None = 1.0
