@@ -129,3 +129,54 @@ def erasure_panel(
     return ipywidgets.VBox(
         [ipywidgets.HBox(list(boxes.values())), ipywidgets.HBox([words, seeds, scale]), said, picture]
     )
+
+
+def between(edits: dict[float, Edit], share: float) -> Edit:
+    """The edit trained with a share of the visual loss; between two trained shares, the weighted mean of their increments.
+
+    delta = (1 - w) delta_low + w delta_high,  w = (share - low) / (high - low)
+
+    edits: by share, 0 for attention alone and 1 for the visual loss alone. A mean of two edits is not what a training
+    with the mean of their losses finds. ValueError for a share outside the trained ones.
+    """
+    if not edits or not min(edits) <= share <= max(edits):
+        trained = ", ".join(f"{s:g}" for s in sorted(edits))
+        raise ValueError(f"share {share:g} is outside what was trained ({trained}): choose one in between")
+    low, high = max(s for s in edits if s <= share), min(s for s in edits if s >= share)
+    if low == high:
+        return edits[low]
+    w = (share - low) / (high - low)
+    return (1 - w) * edits[low] + w * edits[high]
+
+
+def tradeoff_figure(
+    world: World, edits: dict[float, Edit], prompts: list[str], *, share: float, seed: int = 0, guidance: float = 5.0,
+    steps: int = 25,
+) -> Figure:  # fmt: skip
+    """Prompts from one noise, drawn by the base and by the edit at a share of the visual loss: see ``between``."""
+    drawing = {"steps": steps, "guidance": guidance, "progress": False}
+    images = [sample(world, prompts, [seed] * len(prompts), e, **drawing) for e in (None, between(edits, share))]
+    trained = "trained" if share in edits else "in between"
+    rows = ["base", f"visual share {share:.2f}\n({trained})"]
+    return show.grid(torch.cat(images), columns=len(prompts), titles=prompts, rows=rows, size=1.0)
+
+
+def tradeoff_panel(
+    world: World, edits: dict[float, Edit], prompts: list[str], *, share: float, seed: int = 0, guidance: float = 5.0,
+    steps: int = 25,
+) -> ipywidgets.VBox:  # fmt: skip
+    """A slider over the share of the visual loss, and the seed, above ``tradeoff_figure``."""
+    shares = ipywidgets.FloatSlider(
+        value=share, min=min(edits), max=max(edits), step=0.125, description="visual share", continuous_update=False
+    )
+    seeds = ipywidgets.BoundedIntText(value=seed, min=0, max=999_999, description="seed")
+    picture = ipywidgets.Image(format="png")
+
+    def redraw(_=None) -> None:
+        drawing = {"seed": seeds.value, "guidance": guidance, "steps": steps}
+        picture.value = png(tradeoff_figure(world, edits, prompts, share=shares.value, **drawing))
+
+    for control in (shares, seeds):
+        control.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([ipywidgets.HBox([shares, seeds]), picture])

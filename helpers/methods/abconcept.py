@@ -54,9 +54,9 @@ class Options(Training):
     variant: str = "paper"  # "paper" or "sepme-code"
     group: str | None = None  # None: the variant's own, keys and values or all of cross-attention
     prior: float | None = None  # weight of the anchor's own loss; None: the variant's own, 1 or 10
-    images: int = 16  # pictures of the anchor that the base model draws for each concept; the release draws 200
-    steps: int = 100  # the release's
-    lr: float = 1e-4  # the release's 1.6e-5 is for a network two hundred times as large
+    images: int = 8  # pictures of the anchor that the base model draws for each concept; the release draws 200
+    steps: int = 50  # half the release's: enough at this rate
+    lr: float = 3e-4  # the release's 1.6e-5 is for a network a hundred times as large
     batch_size: int = 4  # the release's
     decay: str = "cosine"
     clip: float | None = 1.0
