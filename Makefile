@@ -6,13 +6,17 @@ PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # mo
 export HF_HUB_OFFLINE ?= 1
 export PYTHONHASHSEED := 0
 
-.PHONY: help course test notebooks lab bench clean
+SCALE ?= emoji
+JOBS ?= 2
+
+.PHONY: help course test notebooks lab bench tables clean
 help:
 	@echo "make course     execute every notebook in the emoji world into build/course/, with an index page"
 	@echo "make test       ruff, pytest, and nbval over every notebook"
 	@echo "make lab        open JupyterLab"
 	@echo "make notebooks  execute every notebook in place (the one command that makes the committed outputs)"
 	@echo "make bench      the benchmarks of tests/benchmarks"
+	@echo "make tables     the papers' tables in the emoji world; SCALE=small or paper, JOBS=processes; may be killed and goes on"
 
 $(VENV)/installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +40,9 @@ lab: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -m "not slow"
+
+tables: $(VENV)/installed
+	$(BIN)/snakemake --profile data/scales/profiles/local -j$(JOBS) --config scale=$(SCALE)
 
 clean:
 	rm -rf build

@@ -30,9 +30,9 @@ def panel(world: World, erased: list[str]) -> list[str]:
     return [concept for concept in dict.fromkeys(chosen) if concept and concept not in erased]
 
 
-def canvas_pairs(world: World, erased: list[str]) -> list[tuple[str, str]]:
-    """(style, thing) pairs for ``metrics.unlearn_canvas``: all that hold an erased concept, and every third of the
-    others.
+def canvas_pairs(world: World, erased: list[str], every: int = 3) -> list[tuple[str, str]]:
+    """(style, thing) pairs for ``metrics.unlearn_canvas``: all that hold an erased concept, and every third (or
+    ``every``-th) of the others.
 
     Things are the nine objects of the world's roles (or its first nine) and what else is erased. Every kept style and
     thing stands in about equally many pairs.
@@ -40,7 +40,7 @@ def canvas_pairs(world: World, erased: list[str]) -> list[tuple[str, str]]:
     things = [*world.roles.get("nine_objects", world.objects[:9])]
     things += [concept for concept in erased if concept not in {*world.styles, *things}]
     pairs = [(i + j, s, o) for i, s in enumerate(world.styles) for j, o in enumerate(things)]
-    return [(s, o) for k, s, o in pairs if s in erased or o in erased or k % 3 == 0]
+    return [(s, o) for k, s, o in pairs if s in erased or o in erased or k % every == 0]
 
 
 def share(hits: Tensor) -> dict:
@@ -78,30 +78,35 @@ def canvas(
 
 
 def report(
-    world: World, edit: Edit, *, n: int = 8, seed: int = 0, kept: list[str] | None = None, size: int | None = None,
-    attack: bool = True, drawing: dict | None = None, folder: str | Path | None = None, progress: bool = True,
+    world: World, edit: Edit, *, n: int = 8, seed: int = 0, kept: list[str] | None = None, every: int = 3,
+    size: int | None = None, attack: bool = True, drawing: dict | None = None, folder: str | Path | None = None,
+    progress: bool = True,
 ) -> dict:  # fmt: skip
     """Did it work? Every figure of one edit, and a contact sheet: before and after from the same seeds.
 
     n: pictures of each bare name; their seeds begin at 10 000 * seed. kept: concepts to compare (default ``panel``).
-    size: of LPIPS. attack: run the three attacks on each erased concept. drawing: ``sample``'s steps and guidance, if
-    other than its own, as {"steps": 25}. folder: write ``report.json`` and ``sheet.png`` there. The base's
-    pictures are kept on disk between calls, and both models' are rounded to 8 bits, as in a file. Returns a dict ready
-    for JSON, but for ``"sheet"``, a Matplotlib figure:
+    every: the larger, the fewer pairs of kept styles and things (``canvas_pairs``). size: of LPIPS. attack: run the
+    three attacks on each erased concept. drawing: ``sample``'s steps and guidance, if other than its own, as
+    {"steps": 25}. folder: write ``report.json`` and ``sheet.png`` there. The base's pictures are kept on disk between
+    calls, and both models' are rounded to 8 bits, as in a file. Returns a dict ready for JSON, but for ``"sheet"``, a
+    Matplotlib figure:
 
     concepts[c]: ACC (value, n, interval), CLIP score, LPIPS; canvas[c]: UA, IRA, CRA, both before and after; drift,
     fid, collapsed: over the pictures that hold no erased concept; weight_change; attacks[c][name]; made_with.
-    ValueError for an edit that does not say what it erases, an unknown concept, or n < 1; errors of ``lpips_network``.
+    ValueError for an edit that does not say what it erases, an unknown concept, n or every < 1; errors of
+    ``lpips_network``.
     """
     start, drawing = time.time(), drawing or {}
     erased = list(edit.meta.get("concepts", []))
-    if not erased or n < 1:
-        raise ValueError(f"erased concepts {erased} and n {n}: want names in edit.meta['concepts'], and n >= 1")
+    if not erased or n < 1 or every < 1:
+        raise ValueError(
+            f"erased concepts {erased}, n {n} and every {every}: want names in edit.meta['concepts'], n and every >= 1"
+        )
     metrics.lpips_network(world.name == "emoji")  # missing weights are reported before anything is drawn
     shown = list(dict.fromkeys([*erased, *(panel(world, erased) if kept is None else kept)]))
     for concept in shown:
         world.kind(concept)
-    pairs, bare = canvas_pairs(world, erased), n * len(shown)
+    pairs, bare = canvas_pairs(world, erased, every), n * len(shown)
     prompts = [concept for concept in shown for _ in range(n)]
     prompts += [PAIR.format(style=style, thing=thing) for style, thing in pairs]
     seeds = [10_000 * seed + i for i in [*range(n)] * len(shown) + [*range(n, n + len(pairs))]]

@@ -1,14 +1,18 @@
-"""Tables as data: the papers' own figures, cell by cell, and what the papers say of them."""
+"""Tables as data: the papers' own figures, cell by cell, what the papers say of them, and ours beside them."""
 
 import csv
+import statistics
 from pathlib import Path
 
 from helpers.renders import DATA
 
 PAPERS = DATA / "papers"
+RESULTS = DATA / "results"
+NAMES = ("method", "setting", "erased", "evaluated", "metric")  # what names a figure of a table
 
 
-def _rows(path: Path) -> list[dict]:
+def read_csv(path: str | Path) -> list[dict]:
+    """Rows of a CSV file, all text."""
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -22,10 +26,45 @@ def paper_table(name: str) -> list[dict]:
     names = sorted(path.stem for path in PAPERS.glob("*-[0-9].csv"))
     if name not in names:
         raise ValueError(f"unknown table {name!r}: choose from {', '.join(names)}")
-    return [{**row, "value": float(row["value"]) if row["value"] else None} for row in _rows(PAPERS / f"{name}.csv")]
+    return [{**row, "value": float(row["value"]) if row["value"] else None} for row in read_csv(PAPERS / f"{name}.csv")]
 
 
 def paper_claims(name: str) -> list[dict]:
     """What the paper says of one table, and whether its own figures carry it: rows of ``data/papers/claims.csv``."""
     paper_table(name)  # an unknown table raises
-    return [row for row in _rows(PAPERS / "claims.csv") if row["table"] == name]
+    return [row for row in read_csv(PAPERS / "claims.csv") if row["table"] == name]
+
+
+def our_table(name: str, folder: str | Path = RESULTS) -> dict[tuple, dict]:
+    """Our counterpart of one printed table: (method, setting, erased, evaluated, metric) -> figures over training seeds.
+
+    values: one for each seed; mean; spread: their standard deviation (0 for one seed); n: pictures behind each value;
+    base: the unedited model's figure. Names are the paper's; ``data/results/README.md`` says what stands for them.
+    FileNotFoundError with the remedy when the table was not made yet.
+    """
+    path = Path(folder) / f"{name}.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.name} is not in {str(folder)!r}: run `make tables`")
+    found: dict[tuple, dict] = {}
+    for row in read_csv(path):
+        entry = found.setdefault(tuple(row[key] for key in NAMES), {"values": []})
+        entry["values"].append(float(row["value"]))
+        entry |= {"n": int(row["n"]) if row["n"] else None, "base": float(row["base"])}
+    for entry in found.values():
+        entry["mean"] = statistics.fmean(entry["values"])
+        entry["spread"] = statistics.stdev(entry["values"]) if len(entry["values"]) > 1 else 0.0
+    return found
+
+
+def beside(name: str, folder: str | Path = RESULTS) -> list[dict]:
+    """The rows of ``paper_table`` with "ours" (a mean over training seeds), "spread", "seeds", "n" and "difference".
+
+    difference: ours minus the paper's, None where it prints none. Rows keep the order of print.
+    """
+    ours, rows = our_table(name, folder), []
+    for row in paper_table(name):
+        found = ours[tuple(row[key] for key in NAMES)]
+        difference = None if row["value"] is None else found["mean"] - row["value"]
+        own = {"ours": found["mean"], "spread": found["spread"], "seeds": len(found["values"]), "n": found["n"]}
+        rows.append({**row, **own, "difference": difference})
+    return rows

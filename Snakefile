@@ -1,0 +1,141 @@
+# The papers' tables as a run that may be killed anywhere and goes on: `make tables`, `make tables SCALE=paper`.
+# A scale's options: data/scales/SCALE.toml. What follows from them: data/scales/plan.py. The work: helpers/cells.py.
+import fcntl
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, f"{workflow.basedir}/data/scales")
+import plan
+from workers import Workers
+
+PLAN = plan.Plan(config.get("scale", "small"))
+OPTIONS = PLAN.options
+BUILD = f"build/tables/{PLAN.scale}"
+RESULTS = OPTIONS["results"]
+BASE = {plan.slug(concept): (concept, n) for concept, n in PLAN.base_counts().items()}
+SHARED = {PLAN.shared_pictures(run): run for run in PLAN.runs.values() if PLAN.shared_pictures(run)}
+WORK = Workers(config.get("work", "helpers.cells"), workflow.resource_settings.cores or 1)
+GPU = OPTIONS.get("gpu", 0)
+JUDGE = [] if OPTIONS["world"] == "emoji" else [f"{BUILD}/judge.safetensors"]
+CLASSES = {plan.slug(style): style for style in [*PLAN.styles, "blank"]}  # of that judge
+LOCK = []
+
+onstart:  # one run at a time; the kernel takes this lock back from a process that is killed, unlike Snakemake's own
+    Path(BUILD).mkdir(parents=True, exist_ok=True)
+    LOCK.append(open(f"{BUILD}/run.lock", "w"))
+    try:
+        fcntl.flock(LOCK[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError(f"another run of the scale {PLAN.scale!r} is at work here: wait for it, or end it first")
+
+wildcard_constraints:
+    name="[^/]+",
+
+localrules:
+    all, classify, table, methods, costs, figure,
+
+rule all:
+    input:
+        [f"{RESULTS}/{table}.csv" for table in PLAN.rows],
+        [f"{RESULTS}/methods.csv", f"{OPTIONS['figures']}/methods.png"] if PLAN.reports else [],
+        f"{OPTIONS['figures']}/tables.png",
+        f"{RESULTS}/costs.csv",
+
+rule draw:  # the base's pictures of one concept, for every cell
+    output: f"{BUILD}/base/{{name}}.safetensors",
+    resources: gpu=GPU,
+    run:
+        concept, n = BASE[wildcards.name]
+        WORK.run("draw", OPTIONS, concept, list(range(n)), output[0])
+
+rule draw_class:  # pictures to train the judge on, from seeds that nothing is measured on
+    output: f"{BUILD}/classes/{{name}}.safetensors",
+    resources: gpu=GPU,
+    run:
+        style, first = CLASSES[wildcards.name], 1_000_000
+        WORK.run("draw", OPTIONS, "" if style == "blank" else style, list(range(first, first + OPTIONS["judge_images"])), output[0])
+
+rule classify:
+    input: [f"{BUILD}/classes/{name}.safetensors" for name in CLASSES],
+    output: f"{BUILD}/judge.safetensors",
+    run:
+        WORK.run("classify", OPTIONS, dict(zip(CLASSES.values(), input)), output[0])
+
+rule prepare:  # the training pictures of some concepts and one seed, for every method that takes them
+    output: f"{BUILD}/drawn/{{name}}.json",
+    resources: gpu=GPU,
+    run:
+        made = SHARED[wildcards.name]
+        WORK.run("prepare", OPTIONS, list(made.concepts), json.loads(made.options)["images"], made.seed, output[0])
+
+def material(wildcards):
+    pictures = PLAN.shared_pictures(PLAN.runs[wildcards.name])
+    return f"{BUILD}/drawn/{pictures}.json" if pictures else []
+
+rule train:  # one training: an edit, or one for each concept
+    input: material,
+    output: directory(f"{BUILD}/edits/{{name}}"),
+    resources: gpu=GPU,
+    run:
+        made = PLAN.runs[wildcards.name]
+        settings, names = json.loads(made.options), PLAN.edit_names(made)
+        WORK.run("train", OPTIONS, made.method, list(made.concepts), settings, made.seed, output[0], names)
+
+def judged(files):
+    return OPTIONS | {"judge": file for file in files}
+
+rule measure:  # one cell: a sum of edits, the pictures it draws, and what the judge and LPIPS say of them
+    input:
+        edits=lambda w: sorted({f"{BUILD}/edits/{edit.split('/')[0]}" for edit in PLAN.cells[w.name].edits}),
+        base=lambda w: [f"{BUILD}/base/{plan.slug(c)}.safetensors" for c, _ in PLAN.cells[w.name].counts],
+        judge=JUDGE,
+    output: f"{BUILD}/cells/{{name}}.json",
+    resources: gpu=GPU,
+    run:
+        cell = PLAN.cells[wildcards.name]
+        base = {concept: file for (concept, _), file in zip(cell.counts, input.base)}
+        folders = {Path(folder).name: folder for folder in input.edits}
+        files = [f"{folders[run]}/{file}" for run, file in (edit.split("/") for edit in cell.edits)]
+        WORK.run("measure", judged(input.judge), files, dict(cell.counts), base, output[0])
+
+rule report:  # every figure of one edit
+    input:
+        edit=f"{BUILD}/edits/{{name}}",
+        judge=JUDGE,
+    output: directory(f"{BUILD}/reports/{{name}}"),
+    resources: gpu=GPU,
+    run:
+        made = PLAN.reports[wildcards.name]
+        attack = made.seed in OPTIONS["report"]["attack_seeds"]
+        (name,) = PLAN.edit_names(made)
+        WORK.run("describe", judged(input.judge), f"{input.edit}/{name}.safetensors", attack, output[0])
+
+rule table:
+    input: lambda w: [f"{BUILD}/cells/{name}.json" for name in PLAN.cells_of(w.name)],
+    output: f"{RESULTS}/{{name,sepme-[1-8]}}.csv",
+    run:
+        WORK.run("collect", PLAN, wildcards.name, list(input), output[0])
+
+rule methods:
+    input: [f"{BUILD}/reports/{name}" for name in PLAN.reports],
+    output: f"{RESULTS}/methods.csv",
+    run:
+        WORK.run("collect_methods", PLAN, list(input), output[0])
+
+rule costs:
+    input:
+        drawn=[f"{BUILD}/drawn/{name}.json" for name in SHARED],
+        edits=[f"{BUILD}/edits/{name}" for name in PLAN.runs],
+        cells=[f"{BUILD}/cells/{name}.json" for name in PLAN.cells],
+        reports=[f"{BUILD}/reports/{name}" for name in PLAN.reports],
+    output: f"{RESULTS}/costs.csv",
+    run:
+        files = {kind: list(input.get(kind)) for kind in ("drawn", "edits", "cells", "reports")}
+        WORK.run("collect_costs", files, output[0])
+
+rule figure:
+    input: lambda w: [f"{RESULTS}/methods.csv"] if w.name == "methods" else [f"{RESULTS}/{table}.csv" for table in PLAN.rows],
+    output: f"{OPTIONS['figures']}/{{name,tables|methods}}.png",
+    run:
+        WORK.run(f"figure_of_{wildcards.name}", list(input), output[0])
