@@ -419,6 +419,110 @@ def paired(mine) -> None:
     passed("paired", "What the seeds share has dropped out.")
 
 
+# --- 06 · Forget-Me-Not -----------------------------------------------------------------------------------------------
+
+
+def fold_mask(mine) -> None:
+    """Notebook 06: ``fold_mask(mask, heads)``, each picture's own columns where heads are folded into the batch."""
+    mask = torch.tensor([[False, True, True, False], [False, False, False, True]])
+    answer = mine(mask.clone(), 3)
+    if untouched(answer, "fold_mask"):
+        return
+    same_shape(answer, (6, 1, 4), "fold_mask of 2 pictures, 3 heads and 4 tokens")
+    folded = [[int(v) for v in row] for row in answer[:, 0]]
+    assert folded != mask.repeat(3, 1).int().tolist(), (
+        "your rows go picture 0, 1, 0, 1, 0, 1, which is the release's tiling: the maps go 0, 0, 0, 1, 1, 1, all heads of "
+        "one picture before the next"
+    )
+    A = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))  # (b, heads, pixels, tokens)
+    expected = (A * mask[:, None, None, :]).flatten(0, 1)
+    assert torch.equal(A.flatten(0, 1) * answer, expected), (
+        f"for masks {mask.int().tolist()} and 3 heads your rows are {folded}: expected the first picture's mask three "
+        "times, then the second's, and nothing but zeros and ones"
+    )
+    passed("fold_mask", "With one picture in the batch both orders are the same, which is how the bug stayed unseen.")
+
+
+def visual_loss(mine) -> None:
+    """Notebook 06: ``visual_loss(x_t, eps_hat, x_0_tilde, a)``, the report's L_vis; a (b,) holds each alpha_bar_t."""
+    x_t, eps_hat, x_0_tilde = random_predictions(3)
+    a = torch.tensor([0.9, 0.04])
+    answer = mine(x_t.clone(), eps_hat.clone(), x_0_tilde.clone(), a.clone())
+    if untouched(answer, "visual_loss"):
+        return
+    same_shape(answer, (), "visual_loss")
+    one = torch.ones(1, 1, 1, 1)
+    got = mine(one, 0 * one, 0 * one, torch.tensor([0.25])).item()
+    assert abs(got - 4) < 1e-4, (
+        f"x_t 1, no noise predicted, alpha_bar 0.25 and a target of 0 give {got:.3g}: expected 4, the square of 1 / sqrt(0.25)"
+    )
+    got = mine(0 * one, one, 0 * one, torch.tensor([0.25])).item()
+    assert abs(got - 3) < 1e-4, (
+        f"x_t 0, predicted noise 1 and alpha_bar 0.25 give {got:.3g}: expected 0.75 / 0.25 = 3, the noise's share squared"
+    )
+    from helpers.diffusion import predict_x0
+
+    x_0_hat = predict_x0(x_t, eps_hat, torch.arange(2), a)
+    expected = (x_0_hat - x_0_tilde).pow(2).mean()
+    assert torch.isclose(answer, expected, rtol=1e-4), (
+        f"two pictures with different alpha_bar give {answer.item():.4g}: expected {expected.item():.4g}, each with its own "
+        "alpha_bar, and the mean over all entries"
+    )
+    leaves = [eps_hat.clone().requires_grad_(), x_0_tilde.clone().requires_grad_()]
+    mine(x_t, *leaves, a).backward()
+    assert leaves[0].grad is not None, "no gradient reaches eps_hat: then nothing is trained"
+    assert leaves[1].grad is None, "a gradient reaches the target: it is given, only x_0_hat may move (detach it)"
+    passed("visual_loss", "The guess moves, the target stays.")
+
+
+def min_snr(mine) -> None:
+    """Notebook 06: ``min_snr(alpha_bar, gamma)``, the weights under which no error of the noise counts more than once."""
+    alpha_bar = torch.tensor([0.99, 0.5, 0.2, 0.01])
+    answer = mine(alpha_bar.clone(), 5.0)
+    if untouched(answer, "min_snr"):
+        return
+    same_shape(answer, (4,), "min_snr")
+    gain = (1 - alpha_bar) / alpha_bar
+    assert (answer * gain).max() <= 1 + 1e-4, (
+        f"under your weights errors of the noise count {[round(v, 2) for v in (answer * gain).tolist()]} times: expected at "
+        "most 1 (the weight has to shrink where 1 / alpha_bar grows)"
+    )
+    assert torch.allclose(answer[1:], 1 / gain[1:], atol=1e-4), (
+        "where the signal-to-noise ratio is below gamma the weight is that ratio, so that an error counts exactly once"
+    )
+    assert abs(answer[0].item() - 5) < 1e-4, f"at alpha_bar 0.99 you give {answer[0].item():.3g}: expected gamma, 5"
+    assert abs(mine(alpha_bar, 2.0)[0].item() - 2) < 1e-4, "with gamma 2 the largest weight is 2"
+    passed("min_snr", "Noisy timesteps have lost their advantage, and clean ones gain none.")
+
+
+def memory(mine) -> None:
+    """Notebook 06: ``memory(before, after)``, our M-Score of inverted tokens, (seeds, tokens, width) each."""
+    generator = torch.Generator().manual_seed(0)
+    before, after = torch.randn(2, 3, 2, 8, generator=generator)
+    answer = mine(before.clone(), after.clone())
+    if untouched(answer, "memory"):
+        return
+    value = float(answer)
+    same = float(mine(before, before))
+    assert abs(same - 1) < 1e-4, f"the same tokens before and after give {same:.3g}: expected 1"
+    lengths = torch.tensor([0.1, 10.0])[:, None]
+    longer = float(mine(before, lengths * after))
+    assert abs(longer - value) < 1e-4, (
+        "a token's length changes your score: each token has its own cosine, taken before any mean"
+    )
+    opposite = float(mine(before, -before))
+    assert abs(opposite + 1) < 1e-4, f"opposite tokens give {opposite:.3g}: expected -1"
+    cosines = [
+        (b @ a / (b.norm() * a.norm())).item() for b, a in zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
+    ]
+    expected = sum(cosines) / len(cosines)
+    assert abs(value - expected) < 1e-4, (
+        f"random tokens give {value:.4f}: expected {expected:.4f}, the mean of {len(cosines)} cosines, each of one token of "
+        "one seed with its counterpart"
+    )
+    passed("memory", "Whether a low score means forgotten or only elsewhere, it cannot tell.")
+
+
 # --- 07 · G-CiRs ------------------------------------------------------------------------------------------------------
 
 
@@ -545,108 +649,69 @@ def capacity(mine) -> None:
     passed("capacity", "At least one direction is left, or there is nothing to train.")
 
 
-# notebook 06
+# --- 09 · measuring forgetting ----------------------------------------------------------------------------------------
 
 
-def fold_mask(mine) -> None:
-    """Notebook 06: ``fold_mask(mask, heads)``, each picture's own columns where heads are folded into the batch."""
-    mask = torch.tensor([[False, True, True, False], [False, False, False, True]])
-    answer = mine(mask.clone(), 3)
-    if untouched(answer, "fold_mask"):
-        return
-    same_shape(answer, (6, 1, 4), "fold_mask of 2 pictures, 3 heads and 4 tokens")
-    folded = [[int(v) for v in row] for row in answer[:, 0]]
-    assert folded != mask.repeat(3, 1).int().tolist(), (
-        "your rows go picture 0, 1, 0, 1, 0, 1, which is the release's tiling: the maps go 0, 0, 0, 1, 1, 1, all heads of "
-        "one picture before the next"
-    )
-    A = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))  # (b, heads, pixels, tokens)
-    expected = (A * mask[:, None, None, :]).flatten(0, 1)
-    assert torch.equal(A.flatten(0, 1) * answer, expected), (
-        f"for masks {mask.int().tolist()} and 3 heads your rows are {folded}: expected the first picture's mask three "
-        "times, then the second's, and nothing but zeros and ones"
-    )
-    passed("fold_mask", "With one picture in the batch both orders are the same, which is how the bug stayed unseen.")
+def pictures_needed(mine) -> None:
+    """Notebook 09: ``pictures_needed(top)``, so many pictures without a hit bring the interval's upper end to top."""
+    from helpers.metrics import interval
+
+    for top in (0.05, 0.25, 0.01):
+        answer = mine(top)
+        if untouched(answer, "pictures_needed"):
+            return
+        assert isinstance(answer, int) and answer > 1, f"for top {top} you give {answer!r}: expected a whole number"
+        end, before = interval(0.0, answer)[1], interval(0.0, answer - 1)[1]
+        assert end <= top, f"0 of {answer} pictures leave the upper end at {end:.4f}, still above {top}: take more"
+        assert before > top, f"{answer} pictures are enough for {top}, but {answer - 1} would do: give the fewest"
+    passed("pictures_needed", "So many clean pictures stand behind each 'at most' of a table.")
 
 
-def visual_loss(mine) -> None:
-    """Notebook 06: ``visual_loss(x_t, eps_hat, x_0_tilde, a)``, the report's L_vis; a (b,) holds each alpha_bar_t."""
-    x_t, eps_hat, x_0_tilde = random_predictions(3)
-    a = torch.tensor([0.9, 0.04])
-    answer = mine(x_t.clone(), eps_hat.clone(), x_0_tilde.clone(), a.clone())
-    if untouched(answer, "visual_loss"):
-        return
-    same_shape(answer, (), "visual_loss")
-    one = torch.ones(1, 1, 1, 1)
-    got = mine(one, 0 * one, 0 * one, torch.tensor([0.25])).item()
-    assert abs(got - 4) < 1e-4, (
-        f"x_t 1, no noise predicted, alpha_bar 0.25 and a target of 0 give {got:.3g}: expected 4, the square of 1 / sqrt(0.25)"
-    )
-    got = mine(0 * one, one, 0 * one, torch.tensor([0.25])).item()
-    assert abs(got - 3) < 1e-4, (
-        f"x_t 0, predicted noise 1 and alpha_bar 0.25 give {got:.3g}: expected 0.75 / 0.25 = 3, the noise's share squared"
-    )
-    from helpers.diffusion import predict_x0
-
-    x_0_hat = predict_x0(x_t, eps_hat, torch.arange(2), a)
-    expected = (x_0_hat - x_0_tilde).pow(2).mean()
-    assert torch.isclose(answer, expected, rtol=1e-4), (
-        f"two pictures with different alpha_bar give {answer.item():.4g}: expected {expected.item():.4g}, each with its own "
-        "alpha_bar, and the mean over all entries"
-    )
-    leaves = [eps_hat.clone().requires_grad_(), x_0_tilde.clone().requires_grad_()]
-    mine(x_t, *leaves, a).backward()
-    assert leaves[0].grad is not None, "no gradient reaches eps_hat: then nothing is trained"
-    assert leaves[1].grad is None, "a gradient reaches the target: it is given, only x_0_hat may move (detach it)"
-    passed("visual_loss", "The guess moves, the target stays.")
-
-
-def min_snr(mine) -> None:
-    """Notebook 06: ``min_snr(alpha_bar, gamma)``, the weights under which no error of the noise counts more than once."""
-    alpha_bar = torch.tensor([0.99, 0.5, 0.2, 0.01])
-    answer = mine(alpha_bar.clone(), 5.0)
-    if untouched(answer, "min_snr"):
-        return
-    same_shape(answer, (4,), "min_snr")
-    gain = (1 - alpha_bar) / alpha_bar
-    assert (answer * gain).max() <= 1 + 1e-4, (
-        f"under your weights errors of the noise count {[round(v, 2) for v in (answer * gain).tolist()]} times: expected at "
-        "most 1 (the weight has to shrink where 1 / alpha_bar grows)"
-    )
-    assert torch.allclose(answer[1:], 1 / gain[1:], atol=1e-4), (
-        "where the signal-to-noise ratio is below gamma the weight is that ratio, so that an error counts exactly once"
-    )
-    assert abs(answer[0].item() - 5) < 1e-4, f"at alpha_bar 0.99 you give {answer[0].item():.3g}: expected gamma, 5"
-    assert abs(mine(alpha_bar, 2.0)[0].item() - 2) < 1e-4, "with gamma 2 the largest weight is 2"
-    passed("min_snr", "Noisy timesteps have lost their advantage, and clean ones gain none.")
-
-
-def memory(mine) -> None:
-    """Notebook 06: ``memory(before, after)``, our M-Score of inverted tokens, (seeds, tokens, width) each."""
+def layer_distance(mine) -> None:
+    """Notebook 09: ``layer_distance(f_a, f_b)``, one layer's part of LPIPS: (n, channels, h, w) twice -> (n,)."""
     generator = torch.Generator().manual_seed(0)
-    before, after = torch.randn(2, 3, 2, 8, generator=generator)
-    answer = mine(before.clone(), after.clone())
-    if untouched(answer, "memory"):
+    a, b = torch.rand(2, 3, 5, 4, 4, generator=generator)  # as after a ReLU: nothing is negative
+    answer = mine(a.clone(), b.clone())
+    if untouched(answer, "layer_distance"):
         return
-    value = float(answer)
-    same = float(mine(before, before))
-    assert abs(same - 1) < 1e-4, f"the same tokens before and after give {same:.3g}: expected 1"
-    lengths = torch.tensor([0.1, 10.0])[:, None]
-    longer = float(mine(before, lengths * after))
-    assert abs(longer - value) < 1e-4, (
-        "a token's length changes your score: each token has its own cosine, taken before any mean"
+    same_shape(answer, (3,), "layer_distance")
+    assert torch.allclose(mine(a, a), torch.zeros(3), atol=1e-6), "equal features are no distance apart: expected 0"
+    red, green = (torch.eye(5)[i].view(1, 5, 1, 1).expand(1, 5, 4, 4) for i in (0, 1))
+    got = mine(red, green).item()
+    assert abs(got - 2) < 1e-5, (
+        f"at every place one unit vector against another, perpendicular one: {got:.3g}, and expected |(1, -1)|^2 = 2. "
+        "Sum over channels, average over places, take no root"
     )
-    opposite = float(mine(before, -before))
-    assert abs(opposite + 1) < 1e-4, f"opposite tokens give {opposite:.3g}: expected -1"
-    cosines = [
-        (b @ a / (b.norm() * a.norm())).item() for b, a in zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
-    ]
-    expected = sum(cosines) / len(cosines)
-    assert abs(value - expected) < 1e-4, (
-        f"random tokens give {value:.4f}: expected {expected:.4f}, the mean of {len(cosines)} cosines, each of one token of "
-        "one seed with its counterpart"
+    corner = green.clone()
+    corner[..., 1:, :], corner[..., 1:] = red[..., 1:, :], red[..., 1:]
+    got = mine(red, corner).item()
+    assert abs(got - 2 / 16) < 1e-5, f"a difference at one of 16 places gives {got:.3g}: expected 2 / 16"
+    light = 0.1 + torch.rand(3, 1, 4, 4, generator=generator)
+    assert torch.allclose(mine(light * a, b), answer, atol=1e-5), (
+        "features made stronger at some places changed the distance: each place's vector of channels has length one first"
     )
-    passed("memory", "Whether a low score means forgotten or only elsewhere, it cannot tell.")
+    dark = mine(torch.zeros(1, 5, 4, 4), torch.zeros(1, 5, 4, 4))
+    assert not torch.isnan(dark).any(), "where a ReLU leaves only zeros the length is zero: do not divide by it"
+    passed("layer_distance", "Directions of features are compared, place by place; how strong they are does not count.")
+
+
+def canvas(mine) -> None:
+    """Notebook 09: ``canvas(asked, said, concept, domain)``, UA, IRA and CRA; pairs are (style, thing)."""
+    asked = [("Twemoji", "church"), ("Twemoji", "dog"), *[("Noto", "church"), ("OpenMoji", "dog")] * 2]
+    styles = ("Twemoji", "blank", "Noto", "OpenMoji", "Noto", "Noto")
+    said = list(zip(styles, ("dog", "dog", "church", "dog", "dog", "dog"), strict=True))
+    expected = {("Twemoji", 0): (1 / 2, 3 / 4, 3 / 4), ("church", 1): (2 / 3, 1.0, 1 / 3)}
+    for (concept, domain), wanted in expected.items():
+        answer = mine(list(asked), list(said), concept, domain)
+        if untouched(answer, "canvas"):
+            return
+        assert isinstance(answer, tuple | list) and len(answer) == 3, "canvas returns three numbers: (UA, IRA, CRA)"
+        for name, got, right in zip(("UA", "IRA", "CRA"), answer, wanted, strict=True):
+            assert abs(float(got) - right) < 1e-6, (
+                f"{concept} erased: your {name} is {float(got):.3g}, expected {right:.3g}. UA looks at the pictures that "
+                "were asked for with the concept; IRA and CRA at all others, and at nothing else"
+            )
+    passed("canvas", "What should be gone, what should be kept beside it, and what the other domain noticed.")
 
 
 # --- 10 · baselines ---------------------------------------------------------------------------------------------------
@@ -741,68 +806,3 @@ def front(mine) -> None:
     assert indices([(0.5, 0.5), (0.5, 0.5)]) == [0, 1], "two equal points do not beat each other: keep both"
     assert indices([(0.3, 0.3)]) == [0], "who stands alone is beaten by nobody"
     passed("front", "Methods on the front trade one good for the other; only off it is one simply worse.")
-
-
-# --- 09 · measuring forgetting ----------------------------------------------------------------------------------------
-
-
-def pictures_needed(mine) -> None:
-    """Notebook 09: ``pictures_needed(top)``, so many pictures without a hit bring the interval's upper end to top."""
-    from helpers.metrics import interval
-
-    for top in (0.05, 0.25, 0.01):
-        answer = mine(top)
-        if untouched(answer, "pictures_needed"):
-            return
-        assert isinstance(answer, int) and answer > 1, f"for top {top} you give {answer!r}: expected a whole number"
-        end, before = interval(0.0, answer)[1], interval(0.0, answer - 1)[1]
-        assert end <= top, f"0 of {answer} pictures leave the upper end at {end:.4f}, still above {top}: take more"
-        assert before > top, f"{answer} pictures are enough for {top}, but {answer - 1} would do: give the fewest"
-    passed("pictures_needed", "So many clean pictures stand behind each 'at most' of a table.")
-
-
-def layer_distance(mine) -> None:
-    """Notebook 09: ``layer_distance(f_a, f_b)``, one layer's part of LPIPS: (n, channels, h, w) twice -> (n,)."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.rand(2, 3, 5, 4, 4, generator=generator)  # as after a ReLU: nothing is negative
-    answer = mine(a.clone(), b.clone())
-    if untouched(answer, "layer_distance"):
-        return
-    same_shape(answer, (3,), "layer_distance")
-    assert torch.allclose(mine(a, a), torch.zeros(3), atol=1e-6), "equal features are no distance apart: expected 0"
-    red, green = (torch.eye(5)[i].view(1, 5, 1, 1).expand(1, 5, 4, 4) for i in (0, 1))
-    got = mine(red, green).item()
-    assert abs(got - 2) < 1e-5, (
-        f"at every place one unit vector against another, perpendicular one: {got:.3g}, and expected |(1, -1)|^2 = 2. "
-        "Sum over channels, average over places, take no root"
-    )
-    corner = green.clone()
-    corner[..., 1:, :], corner[..., 1:] = red[..., 1:, :], red[..., 1:]
-    got = mine(red, corner).item()
-    assert abs(got - 2 / 16) < 1e-5, f"a difference at one of 16 places gives {got:.3g}: expected 2 / 16"
-    light = 0.1 + torch.rand(3, 1, 4, 4, generator=generator)
-    assert torch.allclose(mine(light * a, b), answer, atol=1e-5), (
-        "features made stronger at some places changed the distance: each place's vector of channels has length one first"
-    )
-    dark = mine(torch.zeros(1, 5, 4, 4), torch.zeros(1, 5, 4, 4))
-    assert not torch.isnan(dark).any(), "where a ReLU leaves only zeros the length is zero: do not divide by it"
-    passed("layer_distance", "Directions of features are compared, place by place; how strong they are does not count.")
-
-
-def canvas(mine) -> None:
-    """Notebook 09: ``canvas(asked, said, concept, domain)``, UA, IRA and CRA; pairs are (style, thing)."""
-    asked = [("Twemoji", "church"), ("Twemoji", "dog"), *[("Noto", "church"), ("OpenMoji", "dog")] * 2]
-    styles = ("Twemoji", "blank", "Noto", "OpenMoji", "Noto", "Noto")
-    said = list(zip(styles, ("dog", "dog", "church", "dog", "dog", "dog"), strict=True))
-    expected = {("Twemoji", 0): (1 / 2, 3 / 4, 3 / 4), ("church", 1): (2 / 3, 1.0, 1 / 3)}
-    for (concept, domain), wanted in expected.items():
-        answer = mine(list(asked), list(said), concept, domain)
-        if untouched(answer, "canvas"):
-            return
-        assert isinstance(answer, tuple | list) and len(answer) == 3, "canvas returns three numbers: (UA, IRA, CRA)"
-        for name, got, right in zip(("UA", "IRA", "CRA"), answer, wanted, strict=True):
-            assert abs(float(got) - right) < 1e-6, (
-                f"{concept} erased: your {name} is {float(got):.3g}, expected {right:.3g}. UA looks at the pictures that "
-                "were asked for with the concept; IRA and CRA at all others, and at nothing else"
-            )
-    passed("canvas", "What should be gone, what should be kept beside it, and what the other domain noticed.")
