@@ -24,7 +24,7 @@ from torch import Tensor
 from helpers import losses
 from helpers.diffusion import noised, to_latents
 from helpers.edits import Edit
-from helpers.rollouts import timed
+from helpers.rollouts import branches, timed
 from helpers.training import (
     BARE,
     TEMPLATES,
@@ -130,9 +130,7 @@ def unlearn(world: World, concepts: list[str], method: str, options: Options, *,
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
         pick = torch.randint(len(latents), (options.batch_size,), generator=generator)
         x_t, t, noise = noised(latents[pick], alpha_bar, generator)
-        eps_hat = predict(world.unet, delta, x_t, t, states[pick])
-        with torch.set_grad_enabled(options.prior > 0):
-            eps_anchor = predict(world.unet, delta, x_t, t, anchor_states[pick])
+        eps_anchor, eps_hat = branches(world.unet, delta, x_t, t, states[pick], anchor_states[pick])
         target, kept = noise if options.target == "noise" else eps_anchor, noise
         if options.variant == "sepme-code":
             with torch.no_grad():
