@@ -39,7 +39,7 @@ lab: $(VENV)/installed
 	$(BIN)/jupyter lab notebooks
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -m "not slow"
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
 
 tables: $(VENV)/installed
 	$(BIN)/snakemake --profile data/scales/profiles/local -j$(JOBS) --config scale=$(SCALE)
