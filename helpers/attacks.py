@@ -73,7 +73,7 @@ def _checked(world: World, edit: Edit, concept: str, seeds: list[int]) -> list[i
 
 def concept_inversion(
     world: World, edit: Edit, concept: str, *, seeds: list[int] = range(8), images: int | str | Tensor = 16,
-    tokens: int | None = None, steps: int = 100, lr: float = 5e-3, batch_size: int = 4, seed: int = 0,
+    tokens: int | None = None, steps: int = 100, lr: float = 1e-3, batch_size: int = 4, seed: int = 0,
     before: float | None = None, drawing: dict | None = None, progress: bool = True,
 ) -> Attack:  # fmt: skip
     """Concept inversion: look for a soft token that makes the edited model draw the concept, then draw with it.
@@ -82,9 +82,10 @@ def concept_inversion(
 
     seeds: one picture of the verdict each. images: how many pictures of the concept the base model draws for the
     attacker, a folder of real ones, or the pictures themselves (k, 3, H, W) in [0, 1]. tokens: how many soft tokens;
-    None for as many as the concept's name has, and there the search starts. before: ACC by name, if it is known
-    already. drawing: options of ``sample``, as {"steps": 25, "guidance": 5.0}. Returns an ``Attack``; ``found`` holds
-    the soft tokens (tokens, width).
+    None for as many as the concept's name has, and there the search starts. lr: a larger one loses the concept even
+    under an edit of zero, the control of this attack. before: ACC by name, if it is known already. drawing: options of
+    ``sample``, as {"steps": 25, "guidance": 5.0}. Returns an ``Attack``; ``found`` holds the soft tokens
+    (tokens, width).
     ValueError for an unknown concept, an edit of another base, no seeds or no pictures.
     Source: Pham et al., Circumventing concept erasure methods, which inverts for thousands of steps.
     """
