@@ -41,6 +41,7 @@ lab: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
 
+tables: export HF_HUB_OFFLINE = $(if $(filter paper,$(SCALE)),0,1)
 tables: $(VENV)/installed
 	$(BIN)/snakemake --profile data/scales/profiles/local -j$(JOBS) --config scale=$(SCALE)
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from helpers import cells, metrics, sample, training
 from helpers.edits import Edit
 from helpers.judge import BLANK, Classifier, Judge
+from helpers.methods import METHODS
 from helpers.tables import NAMES, beside, our_table, paper_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +97,19 @@ def test_the_protocol_of_the_tables(plan):
     )
 
 
+@pytest.mark.parametrize("scale", ["small", "emoji", "paper"])
+def test_each_run_s_options_are_its_method_s(plan, scale):
+    made = plan.Plan(scale)
+    for run in made.runs.values():
+        settings = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(run.options).items() if k != "known"
+        }
+        options = METHODS[run.method].Options(**settings)  # raises for what it does not know
+        if "tau" in settings:
+            assert len(options.taus(run.concepts)) == len(run.concepts)
+    assert set(made.options.get("methods", METHODS)) == set(METHODS)
+
+
 def test_a_changed_option_makes_new_files(plan):
     made = plan.Plan("small")
     one, other = (made.run("esd", ["church"], {"steps": steps}, 0) for steps in (3, 4))
@@ -121,9 +135,16 @@ def test_dry_run(tmp_path, plan, scale):
     assert {name: int(jobs[name]) for name in counts} == counts
 
 
-@pytest.mark.parametrize("cluster", ["slurm", "kubernetes"])
-def test_dry_run_on_a_cluster(tmp_path, cluster):
-    pytest.importorskip(f"snakemake_executor_plugin_{cluster}")
+@pytest.mark.parametrize(
+    ("cluster", "plugins"),
+    [
+        ("slurm", ["snakemake_executor_plugin_slurm"]),
+        ("kubernetes", ["snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_fs"]),
+    ],
+)
+def test_dry_run_on_a_cluster(tmp_path, cluster, plugins):
+    for plugin in plugins:
+        pytest.importorskip(plugin)
     profile = str(ROOT / "data/scales/profiles" / cluster)
     command = [*SNAKEMAKE, "--profile", profile, "--directory", str(tmp_path), "-n", "--config", "scale=paper"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
