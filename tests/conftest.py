@@ -10,6 +10,18 @@ from helpers.worlds import EMOJI, World
 WIDTH = 16  # of the text states
 
 
+def pipeline(vae, text_encoder, tokenizer, unet) -> StableDiffusionPipeline:
+    """Parts put together with Stable Diffusion 1.x's noise schedule."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
 def build_tiny_world() -> World:
     """The emoji world's parts in miniature: cross-attention at 8x8, 4x4 and in the middle; heads differ by level."""
     torch.manual_seed(0)
@@ -32,14 +44,7 @@ def build_tiny_world() -> World:
         in_channels=3, out_channels=3, latent_channels=4, sample_size=16, block_out_channels=(4, 8), norm_num_groups=2,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
     )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
-    pipe = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    )  # fmt: skip
+    pipe = pipeline(vae, text_encoder, tokenizer, unet)
     pipe.set_progress_bar_config(disable=True)
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False).eval()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from conftest import pipeline
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from helpers import renders, sample, training, unlearn
@@ -56,14 +57,7 @@ def world():
         in_channels=3, out_channels=3, latent_channels=4, sample_size=512, block_out_channels=(128, 256, 512, 512),
         layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
-    pipe = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
-    ).to("cuda" if GPU else "cpu")  # fmt: skip
+    pipe = pipeline(vae, text_encoder, tokenizer, unet).to("cuda" if GPU else "cpu")
     pipe.set_progress_bar_config(disable=True)
     for part in (unet, vae, text_encoder):
         part.requires_grad_(False).eval()
