@@ -1,5 +1,5 @@
 # The papers' tables as a run that may be killed anywhere and goes on: `make tables`, `make tables SCALE=paper`.
-# A scale's options: data/scales/SCALE.toml. What follows from them: data/scales/plan.py. The work: helpers/cells.py.
+# A scale's options: data/scales/SCALE.toml. What follows from them: data/scales/plan.py. The work: data/scales/jobs.py.
 import fcntl
 import json
 import sys
@@ -15,7 +15,7 @@ BUILD = f"build/tables/{PLAN.scale}"
 RESULTS = OPTIONS["results"]
 BASE = {plan.slug(concept): (concept, n) for concept, n in PLAN.base_counts().items()}
 SHARED = {PLAN.shared_pictures(run): run for run in PLAN.runs.values() if PLAN.shared_pictures(run)}
-WORK = Workers(config.get("work", "helpers.cells"), workflow.resource_settings.cores or 1)
+WORK = Workers(config.get("work", "jobs"), workflow.resource_settings.cores or 1)
 GPU = OPTIONS.get("gpu", 0)
 JUDGE = [] if OPTIONS["world"] == "emoji" else [f"{BUILD}/judge.safetensors"]
 CLASSES = {plan.slug(style): style for style in [*PLAN.styles, "blank"]}  # of that judge

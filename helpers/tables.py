@@ -1,14 +1,53 @@
 """Tables as data: the papers' own figures, cell by cell, what the papers say of them, and ours beside them."""
 
 import csv
+import os
 import statistics
 from pathlib import Path
 
 from helpers.renders import DATA
+from helpers.worlds import World
 
 PAPERS = DATA / "papers"
 RESULTS = DATA / "results"
 NAMES = ("method", "setting", "erased", "evaluated", "metric")  # what names a figure of a table
+
+
+def stamp(world: World) -> dict[str, str]:
+    """The columns of a result that say what it was made with: fingerprints of the base model and of the judge."""
+    return {"weights": world.fingerprint(), "judge": world.judge.fingerprint()}
+
+
+def write_csv(path: str | Path, rows: list[dict], columns: list[str] | None = None) -> None:
+    """Rows under their columns (default: the first row's), numbers with six digits; renamed when whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    os.replace(temporary, path)
+
+
+def saved_rows(path: str | Path, world: World) -> list[dict]:
+    """Rows of a saved result, numbers as floats; none if the file is missing or was made with other weights or judge.
+
+    The file has the columns of ``stamp``.
+    """
+
+    def value(text: str) -> float | str:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    made_with = stamp(world)
+    rows = read_csv(path) if Path(path).exists() else []
+    if any(row.get(name) != mark for row in rows for name, mark in made_with.items()):
+        return []
+    return [{k: v if k in made_with else value(v) for k, v in row.items()} for row in rows]
 
 
 def read_csv(path: str | Path) -> list[dict]:

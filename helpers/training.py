@@ -201,7 +201,11 @@ def run(
                 raise FloatingPointError(f"the loss at step {step} is not finite ({row}): lower the learning rate")
             if not schedule.accumulate_grads:
                 optimizer.zero_grad()  # sets None: Adam leaves alone what no term trains any more
+            piled = [(tensor, tensor.grad, tensor.grad._version) for tensor in tensors if tensor.grad is not None]
             accelerator.backward(loss)
+            for tensor, grad, version in piled:
+                if tensor.grad is grad and grad._version == version:
+                    tensor.grad = None  # nothing was added: what no term trains any more rests here too
             if accelerator.num_processes > 1:
                 for tensor in tensors:
                     if tensor.grad is not None:

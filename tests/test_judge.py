@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from helpers import renders
 from helpers.judge import BLANK, load_judge
@@ -21,6 +22,17 @@ def test_held_out_drawings(judge):
     right_style = sum(a == renders.style_names()[b] for a, b in zip(styles, style.tolist(), strict=True))
     right_thing = sum(a == renders.object_names()[b] for a, b in zip(things, thing.tolist(), strict=True))
     assert right_style / 900 >= 0.98 and right_thing / 900 >= 0.98
+
+
+def test_things_are_told_by_shape(judge):
+    """An edit that only recolours or blurs a thing has not forgotten it: exchanged channels, then 16 pixels a side."""
+    generator = torch.Generator().manual_seed(3)
+    style, thing = (torch.randint(size, (600,), generator=generator) for size in renders.tiles().shape[:2])
+    images = renders.compose(renders.tiles()[style, thing], generator)
+    soft = F.interpolate(F.interpolate(images, size=16, mode="area"), size=renders.TILE, mode="bilinear")
+    for changed, least in ((images[:, [1, 2, 0]], 0.97), (images[:, [2, 1, 0]], 0.97), (soft, 0.9)):
+        said = judge.things(changed)
+        assert sum(a == renders.object_names()[b] for a, b in zip(said, thing.tolist(), strict=True)) / 600 >= least
 
 
 def test_blank_pictures_are_blank(judge):

@@ -1,6 +1,5 @@
 """Notebook 06: its tables on records made by hand, its M-Score against the helper's, and the dial between two losses."""
 
-import csv
 from pathlib import Path
 
 import nbformat
@@ -19,7 +18,7 @@ REPORT = {"cat": "Cat", "princess": "Jingyi Ju", "sunflower": "Flower", "house":
 
 def definitions(*names: str) -> dict:
     """Cells of the notebook that define functions, by id, run in a namespace of their own."""
-    space = {"torch": torch, "Tensor": torch.Tensor, "F": F, "Path": Path, "csv": csv, "tables": tables}
+    space = {"torch": torch, "Tensor": torch.Tensor, "F": F, "Path": Path, "tables": tables}
     space |= {"RUNS": RUNS, "REPORT": REPORT}
     cells = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
     for name in names:
@@ -61,15 +60,6 @@ def test_table_one_puts_the_reports_figures_beside_ours():
     assert lines[2] == f"| cat | {ours} | Cat | 0.456 → 0.321 | 0.920 → 0.785 |"
     assert lines[3].endswith("| House | 0.410 → 0.325 | 0.935 → 0.800 |")
     assert {r["erased"] for r in tables.paper_table("fmn-report-1")} == set(REPORT.values())
-
-
-def test_a_saved_table_comes_back(tmp_path):
-    records = made_records(1)
-    with open(tmp_path / "table.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, records[0])
-        writer.writeheader()
-        writer.writerows(records)
-    assert definitions("three-def")["read_records"](tmp_path / "table.csv") == records
 
 
 def test_the_notebooks_m_score_is_the_helpers(tiny_world, monkeypatch):

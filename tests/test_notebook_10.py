@@ -65,7 +65,7 @@ def test_forgotten_and_kept_by_hand():
 
 def test_the_saved_table_is_read_training_by_training():
     def row(method, seed, metric, value, kind="style"):
-        return {"method": method, "kind": kind, "training_seed": str(seed), "metric": metric, "value": str(value)}
+        return {"method": method, "kind": kind, "training_seed": seed, "metric": metric, "value": value}
 
     erased = [row("esd", seed, "ACC erased", value) for seed, value in enumerate((0.1, 0.2, 0.3))]
     kept = [row("esd", seed, "ACC kept", value) for seed, value in enumerate((0.8, 0.9, 1.0))]

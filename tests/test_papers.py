@@ -3,9 +3,11 @@
 import csv
 import re
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 
+from helpers import tables
 from helpers.tables import PAPERS, paper_claims, paper_table
 
 COLUMNS = "table,method,setting,erased,evaluated,metric,value,as_printed,flag,reason".split(",")
@@ -251,3 +253,19 @@ def test_an_unknown_table_names_the_choices():
         paper_table("sepme-9")
     with pytest.raises(ValueError, match="choose from"):
         paper_claims("claims")
+
+
+def test_a_saved_result_comes_back_only_with_the_weights_it_was_made_with(tmp_path):
+    def world(weights, judge):
+        return SimpleNamespace(fingerprint=lambda: weights, judge=SimpleNamespace(fingerprint=lambda: judge))
+
+    path = tmp_path / "new" / "r.csv"
+    assert tables.saved_rows(path, world("12", "j")) == []
+    tables.write_csv(path, [{"name": "church", "share": 1 / 3, "n": 3, **tables.stamp(world("12", "j"))}])
+    assert path.read_text() == "name,share,n,weights,judge\nchurch,0.333333,3,12,j\n"
+    assert tables.saved_rows(path, world("12", "j")) == [
+        {"name": "church", "share": 0.333333, "n": 3.0, "weights": "12", "judge": "j"}
+    ]
+    assert tables.saved_rows(path, world("12", "k")) == tables.saved_rows(path, world("13", "j")) == []
+    tables.write_csv(path, [{"share": 0.5}], ["share"])  # without the columns of a stamp
+    assert tables.saved_rows(path, world("12", "j")) == [] and [p.name for p in path.parent.iterdir()] == ["r.csv"]

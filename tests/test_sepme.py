@@ -74,11 +74,43 @@ def test_modes(tiny_world, mode):
     assert all(edit.meta["concepts"] == [concept] for concept, edit in edits.items())
 
 
-def test_a_stopped_concept_rests_in_joint_training(tiny_world):
-    joint = erase_separably(tiny_world, CONCEPTS, mode="joint", **{**FAST, "steps": 16, "tau": (1e9, -1e9, -1e9)})
-    short = erase_separably(tiny_world, CONCEPTS, mode="joint", **{**FAST, "steps": 12})
+@pytest.mark.parametrize("variant", sepme.VARIANTS)
+def test_a_stopped_concept_rests_in_joint_training(tiny_world, variant):
+    """Also where gradients are never cleared: the release copies w at this point, and its live w moves on."""
+    fast = {**FAST, "mode": "joint", "variant": variant}
+    joint = erase_separably(tiny_world, CONCEPTS, **{**fast, "steps": 16, "tau": (1e9, -1e9, -1e9)})
+    short = erase_separably(tiny_world, CONCEPTS, **{**fast, "steps": 12})
     assert all(torch.equal(joint["Twemoji"].delta[n], short["Twemoji"].delta[n]) for n in joint["Twemoji"].delta)
     assert any(not torch.equal(joint["Noto"].delta[n], short["Noto"].delta[n]) for n in joint["Noto"].delta)
+
+
+def test_what_the_release_does_otherwise(tiny_world):
+    jan, head = (Options(variant=f"code-{when}") for when in ("jan", "head"))
+    assert jan.accumulate_grads and jan.penalty == "w-mean" and jan.mean_of_active
+    assert head.accumulate_grads and head.penalty == "delta" and not head.mean_of_active
+    assert gcirs.Options(variant="code-jan").accumulate_grads and not gcirs.Options().accumulate_grads
+    part = sepme.Increments(tiny_world, torch.eye(16)[:, :3])
+    for w in part.w.values():
+        w.data += 2.0
+    entries = sum(w.numel() for w in part.w.values())
+    assert sepme.penalised(part, "w").item() == pytest.approx(2 * entries / len(part.w))
+    assert sepme.penalised(part, "w-mean").item() == pytest.approx(
+        2 * len(part.w)
+    )  # of every matrix the mean, and no division
+    assert sepme.penalised(part, "delta").item() == pytest.approx(
+        2 * entries / len(part.w)
+    )  # the first three axes: the same entries
+
+
+def test_the_loss_may_be_divided_by_the_number_of_active_concepts(tiny_world):
+    fast = {**FAST, "mode": "joint", "steps": 1, "lam": 0.0, "clip": 1e9}
+    length = {
+        divide: erase_separably(tiny_world, CONCEPTS[:2], **fast, mean_of_active=divide)["Twemoji"].history[0][
+            "grad_norm"
+        ]
+        for divide in (False, True)
+    }
+    assert length[True] == pytest.approx(length[False] / 2, rel=1e-4) and length[True] > 0
 
 
 def test_templates_protect_more_and_leave_less_room(tiny_world):
@@ -124,6 +156,7 @@ def test_resume_is_bit_exact(tiny_world, tmp_path, monkeypatch):
         (["Noto"], {"mode": "all"}, "'all'"),
         (["Noto"], {"group": "xattn"}, "'xattn'"),
         (["Noto"], {"penalty": "l2"}, "'l2'"),
+        (["Noto"], {"variant": "code-may"}, "'code-may'"),
         (["Noto"], {"energy": 1.5}, "energy is 1.5"),
     ],
 )

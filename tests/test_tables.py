@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jobs
+import plan
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import cells, metrics, sample, training
+from helpers import metrics, sample, training
 from helpers.edits import Edit
 from helpers.judge import BLANK, Classifier, Judge
 from helpers.methods import METHODS
@@ -26,15 +28,6 @@ from helpers.tables import NAMES, beside, our_table, paper_table
 ROOT = Path(__file__).resolve().parents[1]
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
 LOCAL = ["--profile", str(ROOT / "data/scales/profiles/local")]
-
-
-@pytest.fixture
-def plan(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "data/scales"))
-    import plan
-
-    yield plan
-    sys.modules.pop("plan", None)
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -48,7 +41,7 @@ def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("scale", ["small", "emoji", "paper"])
-def test_each_row_of_each_paper_has_a_counterpart(plan, scale):
+def test_each_row_of_each_paper_has_a_counterpart(scale):
     made = plan.Plan(scale)
     for table, rows in made.rows.items():
         assert [row["as_printed"] for row in rows] == [row["as_printed"] for row in paper_table(table)]
@@ -61,7 +54,7 @@ def test_each_row_of_each_paper_has_a_counterpart(plan, scale):
     assert all(edit.count("/") == 1 for cell in made.cells.values() for edit in cell.edits)
 
 
-def test_the_protocol_of_the_tables(plan):
+def test_the_protocol_of_the_tables():
     made = plan.Plan("emoji")
     vg, pc, ce = (made.ours[name] for name in plan.STYLES)
 
@@ -98,7 +91,7 @@ def test_the_protocol_of_the_tables(plan):
 
 
 @pytest.mark.parametrize("scale", ["small", "emoji", "paper"])
-def test_each_run_s_options_are_its_method_s(plan, scale):
+def test_each_run_s_options_are_its_method_s(scale):
     made = plan.Plan(scale)
     for run in made.runs.values():
         settings = {
@@ -110,7 +103,7 @@ def test_each_run_s_options_are_its_method_s(plan, scale):
     assert set(made.options.get("methods", METHODS)) == set(METHODS)
 
 
-def test_a_changed_option_makes_new_files(plan):
+def test_a_changed_option_makes_new_files():
     made = plan.Plan("small")
     one, other = (made.run("esd", ["church"], {"steps": steps}, 0) for steps in (3, 4))
     assert one.name != other.name and one.name == made.run("esd", ["church"], {"steps": 3}, 0).name
@@ -124,7 +117,7 @@ def test_a_changed_option_makes_new_files(plan):
 
 
 @pytest.mark.parametrize("scale", ["small", "emoji", "paper"])
-def test_dry_run(tmp_path, plan, scale):
+def test_dry_run(tmp_path, scale):
     done = snakemake(tmp_path, "-n", "--config", f"scale={scale}")
     assert done.returncode == 0, done.stdout + done.stderr
     made = plan.Plan(scale)
@@ -156,10 +149,10 @@ def test_killed_anywhere_it_goes_on_and_ends_the_same(tmp_path):
     log, work = tmp_path / "done.log", ["--config", "scale=small", "work=fake_work"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     command = [*SNAKEMAKE, *LOCAL, "--directory", str(tmp_path), "-c2", *work]
-    for jobs in (6, 20):
+    for count in (6, 20):
         run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.time() + 60
-        while (not log.exists() or len(log.read_text().splitlines()) < jobs) and time.time() < deadline:
+        while (not log.exists() or len(log.read_text().splitlines()) < count) and time.time() < deadline:
             time.sleep(0.02)
         workers = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGKILL)
@@ -197,18 +190,18 @@ def world(tiny_world, monkeypatch, tmp_path):
     torch.manual_seed(0)
     tiny_world.judge = Judge(Classifier(len(styles)).eval(), Classifier(len(things)).eval(), styles, things)
     tiny_world.name = "emoji"
-    monkeypatch.setattr(cells, "the_world", lambda options: tiny_world)
+    monkeypatch.setattr(jobs, "the_world", lambda options: tiny_world)
     monkeypatch.setattr(training, "CACHE", tmp_path / "cache")
     return tiny_world
 
 
 def test_the_base_measured_against_itself(world, tmp_path):
     file, out = str(tmp_path / "base" / "church.safetensors"), tmp_path / "cell.json"
-    cells.draw(OPTIONS, "church", [0, 1, 2], file)
+    jobs.draw(OPTIONS, "church", [0, 1, 2], file)
     images = load_file(file)["images"]
     assert images.dtype == torch.uint8 and len(images) == 3
     assert torch.equal(images, (sample(world, ["church"] * 3, [0, 1, 2], steps=2, guidance=3.0) * 255).round().byte())
-    cells.measure(OPTIONS, [], {"church": 2}, {"church": file}, str(out))
+    jobs.measure(OPTIONS, [], {"church": 2}, {"church": file}, str(out))
     cell = json.loads(out.read_text())
     church = cell["concepts"]["church"]
     assert church["lpips"] == [0, 0] and church["hits"] == church["base_hits"] and len(church["hits"]) == 2
@@ -226,7 +219,7 @@ def test_edits_are_trained_summed_and_measured(world, tmp_path):
         "known": ["church", "dog"],
     }
     folder = tmp_path / "edits" / "sepme"
-    cells.train(OPTIONS, "sepme", ["church", "dog"], settings, 0, str(folder), ["church", "dog"])
+    jobs.train(OPTIONS, "sepme", ["church", "dog"], settings, 0, str(folder), ["church", "dog"])
     church, dog = (Edit.load(folder / f"{name}.safetensors") for name in ("church", "dog"))
     assert church.meta["protected"] == ["", "dog"] and dog.meta["protected"] == ["", "church"]
     assert church.meta["made_with"]["seconds"] > 0
@@ -234,8 +227,8 @@ def test_edits_are_trained_summed_and_measured(world, tmp_path):
     files, out = [str(folder / f"{name}.safetensors") for name in ("church", "dog")], tmp_path / "cell.json"
     base = {name: str(tmp_path / f"{name}.safetensors") for name in ("church", "castle")}
     for name, file in base.items():
-        cells.draw(OPTIONS, name, [0, 1], file)
-    cells.measure(OPTIONS, files, {"church": 2, "castle": 1}, base, str(out))
+        jobs.draw(OPTIONS, name, [0, 1], file)
+    jobs.measure(OPTIONS, files, {"church": 2, "castle": 1}, base, str(out))
     cell = json.loads(out.read_text())
     assert cell["weight_change"] == pytest.approx((church + dog).norm()) and cell["M"] == church.M
     drawn = sample(world, ["castle"], [0], edit=church + dog, steps=2, guidance=3.0)
@@ -247,7 +240,7 @@ def test_edits_are_trained_summed_and_measured(world, tmp_path):
 
 
 def test_shared_training_pictures_are_found_by_the_methods(world, tmp_path, monkeypatch):
-    cells.prepare(OPTIONS, ["church", "dog"], 2, 5, str(tmp_path / "drawn.json"))
+    jobs.prepare(OPTIONS, ["church", "dog"], 2, 5, str(tmp_path / "drawn.json"))
     assert json.loads((tmp_path / "drawn.json").read_text())["pictures"] == 4
     monkeypatch.setattr(training, "sample", None)  # whoever draws now, fails
     latents, prompts, _ = training.concept_latents(world, ["church", "dog"], 2, 5, templates=training.BARE)
@@ -255,15 +248,15 @@ def test_shared_training_pictures_are_found_by_the_methods(world, tmp_path, monk
 
 
 def test_what_is_not_finished_is_not_there(tmp_path):
-    with pytest.raises(KeyboardInterrupt), cells.complete(tmp_path / "a" / "b.json") as temporary:
+    with pytest.raises(KeyboardInterrupt), jobs.complete(tmp_path / "a" / "b.json") as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert not (tmp_path / "a" / "b.json").exists()
-    with cells.complete(tmp_path / "a" / "b.json") as temporary:
+    with jobs.complete(tmp_path / "a" / "b.json") as temporary:
         temporary.write_text("whole")
     assert (tmp_path / "a" / "b.json").read_text() == "whole"
     (tmp_path / "folder" / "old").mkdir(parents=True)
-    with cells.complete(tmp_path / "folder") as temporary:
+    with jobs.complete(tmp_path / "folder") as temporary:
         temporary.mkdir()
     assert not (tmp_path / "folder" / "old").exists()
 
@@ -275,17 +268,17 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, tmp_path):
         torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=f"test-{tmp_path.name}-{i}")
     )
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-    taken = [cells.free_device.__wrapped__() for _ in range(2)]  # as two processes would ask
+    taken = [jobs.free_device.__wrapped__() for _ in range(2)]  # as two processes would ask
     assert taken == ["cuda:0", "cuda:1"]
     with pytest.raises(RuntimeError, match="all 2 GPUs are taken"):
-        cells.free_device.__wrapped__()
+        jobs.free_device.__wrapped__()
 
 
 # --- from cells to tables
 
 
 @pytest.fixture
-def collected(plan, tmp_path):
+def collected(tmp_path):
     """A table 1, 2 or 7 from cells of invented verdicts: a function of table and scale -> (rows, plan, cells)."""
 
     def make(table: str):
@@ -303,10 +296,11 @@ def collected(plan, tmp_path):
                     }
                     for c, n in cell.counts
                 },
+                "made_with": {"base": "b", "judge": "j"},
             }
             (tmp_path / f"{name}.json").write_text(json.dumps(found[name]))
         files = [str(tmp_path / f"{name}.json") for name in made.cells_of(table)]
-        cells.collect(made, table, files, str(tmp_path / f"{table}.csv"))
+        jobs.collect(made, table, files, str(tmp_path / f"{table}.csv"))
         with open(tmp_path / f"{table}.csv", newline="") as file:
             return list(csv.DictReader(file)), made, found
 
@@ -315,7 +309,7 @@ def collected(plan, tmp_path):
 
 def test_a_collected_figure_by_hand(collected, tmp_path):
     rows, made, found = collected("sepme-1")
-    assert len(rows) == 138 * 3 and list(rows[0]) == cells.COLUMNS
+    assert len(rows) == 138 * 3 and list(rows[0]) == jobs.COLUMNS
     assert [tuple(row[key] for key in NAMES) for row in rows[::3]] == [
         tuple(row[key] for key in NAMES) for row in paper_table("sepme-1")
     ]
@@ -369,7 +363,7 @@ def test_sums_and_averages_of_the_other_tables(collected, tmp_path):
     assert math.isclose(two["original", "", three, "Others", "ACC"]["mean"], 1)
 
 
-def test_the_methods_table_from_a_report(plan, tmp_path):
+def test_the_methods_table_from_a_report(tmp_path):
     made = plan.Plan("emoji")
     share = {"value": 0.5, "n": 4, "interval": [0.1, 0.9]}
 
@@ -394,20 +388,23 @@ def test_the_methods_table_from_a_report(plan, tmp_path):
             "drift": {"value": 0.2, "std": 0.1, "n": 25}, "fid": {"value": 3.0, "n": 25},
             "collapsed": {"retained": share, "erased": share}, "weight_change": {"value": 7.0, "M": 2},
             "attacks": {concept: {"relearning": {"after": 0.75, "n": 4}}} if run.seed == 0 else {},
+            "made_with": {"base": "b", "judge": "j"},
         }  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(found))
-    cells.collect_methods(made, [str(tmp_path / name) for name in made.reports], str(tmp_path / "methods.csv"))
+    jobs.collect_methods(made, [str(tmp_path / name) for name in made.reports], str(tmp_path / "methods.csv"))
     with open(tmp_path / "methods.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == cells.METHOD_COLUMNS
+    assert list(rows[0]) == jobs.METHOD_COLUMNS
     assert {row["kind"] for row in rows} == {"style", "object", "person"} and len({row["method"] for row in rows}) == 10
     one = {r["metric"]: r for r in rows if (r["method"], r["kind"], r["training_seed"]) == ("sdd", "object", "0")}
     assert (one["ACC erased"]["value"], one["ACC erased"]["n"], one["ACC erased"]["base"]) == ("0.25", "4", "1")
     assert (one["ACC kept"]["value"], one["ACC kept"]["n"]) == ("0.75", "8") and one["ACC neighbour"]["value"] == "0.5"
     assert float(one["drift"]["high"]) == pytest.approx(0.2 + 1.96 * 0.1 / 5, rel=1e-5)
     assert (one["UA"]["value"], one["UA"]["base"], one["UA"]["n"], one["IRA"]["n"]) == ("1", "0", "3", "4")
-    assert one["ACC after relearning"]["base"] == "1"
+    assert one["ACC after relearning"]["base"] == "1" and {(row["weights"], row["judge"]) for row in rows} == {
+        ("b", "j")
+    }
     assert sum(row["metric"] == "ACC after relearning" for row in rows) == 30  # of one training seed only
-    cells.figure_of_methods([str(tmp_path / "methods.csv")], str(tmp_path / "methods.png"))
+    jobs.figure_of_methods([str(tmp_path / "methods.csv")], str(tmp_path / "methods.png"))
     assert (tmp_path / "methods.png").stat().st_size > 10_000

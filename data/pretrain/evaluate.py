@@ -134,7 +134,7 @@ def main() -> None:
     result = {
         "seeds": args.seeds, "steps": args.steps, "guidance": args.guidance, "dtype": str(world.unet.dtype),
         "torch": torch.__version__, "device": str(world.device), "machine": platform.machine(),
-        "base": world.fingerprint(),
+        "base": world.fingerprint(), "judge": world.judge.fingerprint(),
     }  # fmt: skip
 
     if path.exists():  # a run that was cut off goes on, if it measured the same thing

@@ -3,8 +3,9 @@
     python data/pretrain/train_judge.py [--steps 1500] [--seeds 2]
 
 The papers' protocol: the classifier sees pictures of the very model that is later edited, from seeds that no evaluation
-uses (those from 1 000 000 on). Half of every batch is real drawings, some of them softened through the autoencoder,
-a tenth is blank (plain or noise).
+uses (those from 1 000 000 on). Half of every batch is real drawings, some of them softened as the autoencoder does,
+a tenth is blank: plain, noise, or a drawing smeared until nothing in it can be told. The classifier of objects sees
+most pictures recoloured and blurred: an edit that only changes a church's colour must not pass for one that forgot it.
 """
 
 import torch
@@ -32,6 +33,37 @@ def draw_base_images(seeds: int, steps: int, guidance: float) -> tuple[Tensor, T
         save_checkpoint(path, len(pairs), {"drawn": saved})
     drawn = load_checkpoint(path)[1]["drawn"]
     return drawn["images"], drawn["style"], drawn["thing"]
+
+
+def smears(n: int, generator: torch.Generator) -> Tensor:
+    """Drawings reduced to 2 to 4 pixels a side and enlarged again: colours without a shape, (n, 3, 64, 64)."""
+    images = place_drawings(n, generator)[0]
+    small = F.interpolate(images, size=int(torch.randint(2, 5, (), generator=generator)), mode="area")
+    return F.interpolate(small, size=renders.TILE, mode="bilinear", align_corners=False).clamp(0, 1)
+
+
+def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Two pictures in three with their hues turned by any angle, other saturation, contrast and brightness.
+
+    Colours turn about the grey axis: with g = (1, 1, 1) / sqrt(3) and x = grey + colour,
+    x' = grey * contrast + brightness + saturation (cos a * colour + sin a * g x colour).
+    """
+    n = len(images)
+    angle, saturation, contrast, brightness, which = torch.rand(5, n, 1, 1, 1, generator=generator)
+    angle, saturation = angle * 2 * torch.pi, 0.3 + 1.2 * saturation
+    grey = images.mean(1, keepdim=True)
+    colour = images - grey
+    across = torch.linalg.cross(torch.ones_like(colour) / 3**0.5, colour, dim=1)
+    turned = saturation * (angle.cos() * colour + angle.sin() * across)
+    out = (grey - 0.5) * (0.7 + 0.6 * contrast) + 0.5 + 0.2 * (brightness - 0.5) + turned
+    return torch.where(which < 2 / 3, out.clamp(0, 1), images)
+
+
+def blur(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One picture in two reduced to between a fifth and the half of its size and enlarged again."""
+    size = int(torch.randint(13, 33, (), generator=generator))
+    soft = F.interpolate(F.interpolate(images, size=size, mode="area"), size=images.shape[-2:], mode="bilinear")
+    return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, soft, images)
 
 
 def blanks(n: int, generator: torch.Generator) -> Tensor:
@@ -69,13 +101,15 @@ def main() -> None:
         real = soften(real, generator)
         pick = torch.randint(len(drawn), (args.batch - half - tenth,), generator=generator)
         nothing = torch.full((tenth,), -1)
-        images = torch.cat([real, drawn[pick].float() / 255, blanks(tenth, generator)]).to(DEVICE)
+        nothings = torch.cat([blanks(tenth // 2, generator), smears(tenth - tenth // 2, generator)])
+        images = torch.cat([real, drawn[pick].float() / 255, nothings])
+        images = {"style": images, "thing": blur(recolour(images, generator), generator)}
         labels = {
             "style": torch.cat([shown["style"], drawn_style[pick], nothing % len(styles)]).to(DEVICE),
             "thing": torch.cat([shown["thing"], drawn_thing[pick], nothing % len(things)]).to(DEVICE),
         }
         with torch.autocast(DEVICE, torch.bfloat16):
-            logits = {kind: net(images).float() for kind, net in nets.items()}
+            logits = {kind: net(images[kind].to(DEVICE)).float() for kind, net in nets.items()}
         loss = sum(F.cross_entropy(logits[kind], labels[kind], label_smoothing=0.05) for kind in nets)
         return loss, {kind: (logits[kind].argmax(1) == labels[kind]).float().mean() for kind in nets}
 

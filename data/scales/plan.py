@@ -1,6 +1,6 @@
 """What the tables need, read off the papers' own rows and a scale's options: trainings, models, and pictures to draw.
 
-The standard library alone, so that planning takes no time. ``helpers/cells.py`` does the work, the ``Snakefile`` orders it.
+The standard library alone, so that planning takes no time. ``jobs.py`` does the work, the ``Snakefile`` orders it.
 
     run    one training: a method, its options, concepts, a seed. Makes one edit, or one for each concept (SepME jointly)
     model  a sum of edits, written as their files; the empty sum is the base model

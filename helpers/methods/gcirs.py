@@ -2,13 +2,15 @@
 
 Objective: L = sum_i eta_i L_cor(c_i) + lam ||delta||_1 / M (SepME, Eq. 2 and 3), stopped by the momentum statistic of Eq. 4.
 Fidelity: ``eta="tensor-norm"`` is what the release of SepME computes, ``"scalar"`` the printed ratio; both are detached, since
-the printed one gives concepts 2..N no gradient otherwise. Our reading: each concept has its own tau and its own statistic (the
+the printed one gives concepts 2..N no gradient otherwise. ``variant="code-jan"`` and ``"code-head"`` are the two states of the
+release (January and April 2024; ``VARIANTS`` says what each changes), for study. Our reading: each concept has its own tau and its own statistic (the
 tables give a tau for each concept; the release stops each on its own), and the test comes after the update, as released.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,10 +22,18 @@ from helpers.rollouts import branches
 from helpers.training import BARE, Schedule, Training, concept_latents, finished, new_increments, run
 from helpers.worlds import World
 
+VARIANTS = {  # what the release does otherwise than the paper says: fields of the options
+    "paper": {},
+    "code-jan": {"accumulate_grads": True},  # its loops never clear a gradient
+    "code-head": {"accumulate_grads": True},
+}
+
 
 @dataclass(frozen=True)
 class Options(Training):
     """Options of G-CiRs, each default with its reason."""
+
+    variants: ClassVar[dict[str, dict]] = VARIANTS
 
     tau: float | tuple[float, ...] = 0.0  # stop below it: the paper's default; one for all concepts, or one for each
     lam: float = 3e-5  # weight of ||delta||_1 / M: the paper's
@@ -38,8 +48,13 @@ class Options(Training):
     min_steps: int = 12  # updates before a stop: the release's
     decay: str = "constant"  # the paper's
     clip: float | None = None  # the paper clips nothing
+    variant: str = "paper"  # "code-jan" or "code-head" set what the release does otherwise, whatever was given
 
     def __post_init__(self):
+        if self.variant not in self.variants:
+            raise ValueError(f"unknown variant {self.variant!r}: choose from {', '.join(self.variants)}")
+        for name, value in self.variants[self.variant].items():
+            object.__setattr__(self, name, value)
         super().__post_init__()
         if self.lam < 0:
             raise ValueError(f"lam is {self.lam}: the weight of a loss term is not negative")

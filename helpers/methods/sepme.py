@@ -3,7 +3,9 @@
 Increment of each to_k and to_v: delta = w (beta S)^T with A S = 0, A the text states of the protected prompts (SepME, Eq. 8-10);
 w is trained on G-CiRs' correlation plus lam ||W||_1 / M (Eq. 11). So increments add, and one is taken back by -.
 Fidelity: S is an orthonormal basis from a singular value decomposition, where the release reduces rows: the same space, other
-coordinates for Adam and for the norm of w. ``penalty="delta"`` is the norm that the release's later version takes.
+coordinates for Adam and for the norm of w. ``variant="code-jan"`` and ``"code-head"`` are the release's two states, for
+study (``VARIANTS``). January's joint training also copies a concept's w when its term stops, while the live one moves on:
+here it rests, which comes to the same, since no other concept's prompts see it.
 """
 
 import functools
@@ -11,6 +13,7 @@ import operator
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,26 +26,34 @@ from helpers.training import finished, run, select_parameters
 from helpers.worlds import World
 
 MODES = ("joint", "separate", "iterative")
+VARIANTS = {  # what the release does otherwise than the paper says: fields of the options
+    "paper": {},
+    "code-jan": {"accumulate_grads": True, "penalty": "w-mean", "mean_of_active": True},
+    "code-head": {"accumulate_grads": True, "penalty": "delta"},
+}
 
 
 @dataclass(frozen=True)
 class Options(gcirs.Options):
     """G-CiRs' options, and SepME's own, each default with its reason."""
 
+    variants: ClassVar[dict[str, dict]] = VARIANTS
+
     group: str = "kv"  # only keys and values read the text alone, so only they can be protected for every picture
     lr: float = 1e-3  # one Adam step moves an increment by lr * beta along each direction; the paper's product is 1e-6
     beta: float = 1.0  # scale of S; the paper's 1e-4 takes gradients near Adam's epsilon, and else only rescales lr
     protect: tuple[str, ...] = ()  # templates ("a church in the style of {c}") or whole prompts, protected besides
     energy: float | None = None  # share of A's energy to protect if whole prompts fill the space; None: all
-    penalty: str = "w"  # the norm is of "w" (paper) or of "delta" (later release)
+    penalty: str = "w"  # ||w||_1 / M (paper); "w-mean": the sum of mean |w| (January); "delta": ||delta||_1 / M (later)
+    mean_of_active: bool = False  # divide the loss by the number of concepts that have not stopped (January)
     mode: str = "separate"  # "joint" (Table 3), "separate" (SepME1), "iterative" (SepME2)
 
     def __post_init__(self):
         super().__post_init__()
         if self.group != "kv":
             raise ValueError(f"group is {self.group!r}: SepME protects keys and values, so it trains 'kv' only")
-        if self.penalty not in ("w", "delta"):
-            raise ValueError(f"unknown penalty {self.penalty!r}: choose 'w' or 'delta'")
+        if self.penalty not in ("w", "w-mean", "delta"):
+            raise ValueError(f"unknown penalty {self.penalty!r}: choose 'w', 'w-mean' or 'delta'")
         if self.mode not in MODES:
             raise ValueError(f"unknown mode {self.mode!r}: choose from {', '.join(MODES)}")
 
@@ -80,6 +91,13 @@ class Increments:
         return {self.prefix + name: w for name, w in self.w.items()}
 
 
+def penalised(part: Increments, penalty: str) -> Tensor:
+    """The norm of one concept's increments that the loss counts, as the option ``penalty`` has it: a scalar."""
+    if penalty == "w-mean":
+        return sum(w.abs().mean() for w in part.w.values())
+    return losses.mean_l1(part.w if penalty == "w" else part.delta())
+
+
 def train(
     world: World, concepts: list[str], protected: list[list[str]], options: Options, *, seed: int, progress: bool
 ) -> list[Edit]:
@@ -95,8 +113,10 @@ def train(
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
         values = correlations(generator, stopped, lambda concept: parts[concept].delta())
         active = [part for concept, part in parts.items() if gcirs.term(concept) not in stopped]
-        values["norm"] = sum(losses.mean_l1(p.w if options.penalty == "w" else p.delta()) for p in active)
-        return values
+        values["norm"] = sum(penalised(part, options.penalty) for part in active)
+        if not options.mean_of_active:
+            return values
+        return {name: value.detach() + (value - value.detach()) / len(active) for name, value in values.items()}
 
     weights = {**{gcirs.term(concept): 1.0 for concept in concepts}, "norm": options.lam}
     parameters = {name: w for part in parts.values() for name, w in part.trained().items()}

@@ -1,11 +1,10 @@
 """The work behind the tables: draw the base's pictures, train an edit, measure what it draws, collect the figures.
 
 Each public function is one job of the ``Snakefile``: it reads files and writes one, under a temporary name that is then
-renamed, so that a file which is there is whole. What is asked for is decided in ``data/scales/plan.py``.
+renamed, so that a file which is there is whole. What is asked for is decided in ``plan.py``.
 """
 
 import contextlib
-import csv
 import fcntl
 import functools
 import json
@@ -16,7 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,12 +27,12 @@ from helpers.edits import Edit
 from helpers.methods import sepme, unlearn
 from helpers.report import report
 from helpers.sampling import sample
-from helpers.tables import beside, read_csv
+from helpers.tables import beside, read_csv, write_csv
 from helpers.training import BARE, captions, drawn_images, training_seeds
 from helpers.worlds import World, load_world
 
-COLUMNS = "method,setting,erased,evaluated,metric,training_seed,value,n,low,high,base".split(",")
-METHOD_COLUMNS = "method,concept,kind,training_seed,metric,value,n,low,high,base".split(",")
+COLUMNS = "method,setting,erased,evaluated,metric,training_seed,value,n,low,high,base,weights,judge".split(",")
+METHOD_COLUMNS = "method,concept,kind,training_seed,metric,value,n,low,high,base,weights,judge".split(",")
 COST_COLUMNS = "job,method,jobs,seconds,longest,device".split(",")
 HELD: list = []  # locks that this process holds until it ends
 
@@ -53,15 +52,6 @@ def complete(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: dict) -> None:
     with complete(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def write_csv(path: str | Path, columns: list[str], rows: list[dict]) -> None:
-    """Rows under their columns; numbers with six digits, which every machine repeats."""
-    with complete(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 @functools.cache
@@ -226,12 +216,22 @@ def atom(cell: dict, metric: str, pictures: dict[str, int]) -> dict:
     return {"value": value, "n": n, "low": low, "high": high, "base": statistics.fmean(base)}
 
 
+def fingerprints(results: Iterable[dict]) -> dict[str, str]:
+    """The columns that say which base model and which judge some results come from; ValueError if they differ."""
+    found = {(result["made_with"]["base"], result["made_with"]["judge"]) for result in results}
+    if len(found) > 1:
+        raise ValueError(
+            f"results of different weights (base, judge) {sorted(found)}: remove the build folder of the tables"
+        )
+    return dict(zip(("weights", "judge"), *found, strict=True))
+
+
 def collect(plan, table: str, files: list[str], path: str) -> None:
     """The counterpart of one printed table: its own rows in the order of print, once for each training seed.
 
     value: ours; n: pictures behind it, in all; low, high: 95 % interval over these pictures (Wilson's for ACC), empty
     for sums, averages and weight changes; base: the same figure of the base model. Names are the paper's: ``plan.ours``
-    says what stands for them. plan: a ``Plan`` of ``data/scales/plan.py``; files: the cells that it names.
+    says what stands for them. plan: a ``plan.Plan``; files: the cells that it names.
     """
     cells = {Path(file).stem: json.loads(Path(file).read_text()) for file in files}
     rows = []
@@ -245,8 +245,9 @@ def collect(plan, table: str, files: list[str], path: str) -> None:
             if len(parts) > 1:  # a sum or an average
                 figure = {key: sum(weight * part[key] for weight, part in parts) for key in ("value", "base")}
                 figure["n"] = sum(part["n"] for _, part in parts) if row["metric"] != "weight change" else ""
-            rows.append({**{key: row[key] for key in COLUMNS[:5]}, "training_seed": seed, **figure})
-    write_csv(path, COLUMNS, rows)
+            weights = fingerprints(cells[plan.cell_of[model]] for _, model, _ in plan.atoms(table, row, seed))
+            rows.append({**{key: row[key] for key in COLUMNS[:5]}, "training_seed": seed, **figure, **weights})
+    write_csv(path, rows, COLUMNS)
 
 
 def method_rows(found: dict, concept: str, neighbour: str | None) -> list[dict]:
@@ -297,8 +298,9 @@ def collect_methods(plan, folders: list[str], path: str) -> None:
         run, found = plan.reports[folder.name], json.loads((folder / "report.json").read_text())
         concept = run.concepts[0]
         labels = {"method": run.method, "concept": concept, "kind": plan.kind(concept), "training_seed": run.seed}
+        labels |= fingerprints([found])
         rows += [{**labels, **row} for row in method_rows(found, concept, plan.neighbours.get(concept))]
-    write_csv(path, METHOD_COLUMNS, rows)
+    write_csv(path, rows, METHOD_COLUMNS)
 
 
 def collect_costs(files: dict[str, list[str]], path: str) -> None:
@@ -322,7 +324,7 @@ def collect_costs(files: dict[str, list[str]], path: str) -> None:
         rows.append(
             dict(zip(COST_COLUMNS, (*kind[:2], len(seconds), sum(seconds), max(seconds), kind[2]), strict=True))
         )
-    write_csv(path, COST_COLUMNS, rows)
+    write_csv(path, rows, COST_COLUMNS)
 
 
 # --- figures
