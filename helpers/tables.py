@@ -96,7 +96,7 @@ def our_table(name: str, folder: str | Path = RESULTS) -> dict[tuple, dict]:
 
 
 def beside(name: str, folder: str | Path = RESULTS) -> list[dict]:
-    """The rows of ``paper_table`` with "ours" (a mean over training seeds), "spread", "seeds", "n" and "difference".
+    """The rows of ``paper_table`` with ours: "ours" (a mean over training seeds), "difference", and ``our_table``'s columns.
 
     difference: ours minus the paper's, None where it prints none. Rows keep the order of print.
     """
@@ -104,6 +104,5 @@ def beside(name: str, folder: str | Path = RESULTS) -> list[dict]:
     for row in paper_table(name):
         found = ours[tuple(row[key] for key in NAMES)]
         difference = None if row["value"] is None else found["mean"] - row["value"]
-        own = {"ours": found["mean"], "spread": found["spread"], "seeds": len(found["values"]), "n": found["n"]}
-        rows.append({**row, **own, "difference": difference})
+        rows.append({**row, **found, "ours": found["mean"], "difference": difference})
     return rows

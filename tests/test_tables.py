@@ -335,7 +335,7 @@ def test_a_collected_figure_by_hand(collected, tmp_path):
         )
         assert ours["FMN10", "", "sum", "erased - kept", metric]["mean"] == pytest.approx(by_hand, abs=1e-4)
     beside_it = beside("sepme-1", tmp_path)
-    assert len(beside_it) == 138 and beside_it[0]["seeds"] == 3
+    assert len(beside_it) == 138 and len(beside_it[0]["values"]) == 3
     row = next(r for r in beside_it if r["method"] == "G-CiRs" and r["value"] == 0.228)
     assert row["difference"] == pytest.approx(row["ours"] - 0.228)
     with pytest.raises(FileNotFoundError, match="make tables"):

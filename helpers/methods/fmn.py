@@ -59,8 +59,8 @@ class Options(Training):
     inversion_tokens: int = 0  # soft tokens found first, in place of the name; the release finds 4
     inversion_steps: int = 60  # enough in the emoji world; the release takes 500 of one picture each
     steps: int = 35  # the release
-    lr: float = 4.5e-4  # for the emoji world; the release takes 2e-6, and asks to tune it for each concept
-    style_pace: float = 1.6  # the rate of a style is so many times lr: 35 steps that forget a person leave it
+    lr: float = 6.5e-4  # for the emoji world; the release takes 2e-6, and asks to tune it for each concept
+    style_pace: float = 0.8  # the rate of a style is so many times lr: at that of an object its neighbours go too
     batch_size: int = 4
     decay: str = "constant"  # the release
     clip: float | None = 1.0  # the release's intention: it clips nothing, since its list of parameters is used up

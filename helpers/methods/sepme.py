@@ -39,6 +39,7 @@ class Options(gcirs.Options):
 
     variants: ClassVar[dict[str, dict]] = VARIANTS
 
+    tau: float | tuple[float, ...] = 0.0  # the paper's default, which is enough here
     group: str = "kv"  # only keys and values read the text alone, so only they can be protected for every picture
     lr: float = 1e-3  # one Adam step moves an increment by lr * beta along each direction; the paper's product is 1e-6
     beta: float = 1.0  # scale of S; the paper's 1e-4 takes gradients near Adam's epsilon, and else only rescales lr
