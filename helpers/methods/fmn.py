@@ -46,8 +46,8 @@ class Options(Training):
     visual: float = 1.0  # weight of the visual denoising loss; the paper gives none, the release has no such loss (0)
     variant: str = "paper"  # "paper" (Algorithm 1) or "code" (un-squared, end and padding tokens too)
     hidden: str = "end"  # x0_tilde is blind to the "concept"'s tokens, or to "end" and padding too: these carry it on
-    # keys and values of cross-attention, the paper's target: queries and outputs ("xattn") serve every prompt alike, and
-    # with them castle and house fell with the church; the release's default is the whole network, "unet"
+    # keys and values of cross-attention, the paper's target: with queries and outputs too ("xattn") no one rate was found
+    # for a style, an object and a person; the release's default is the whole network, "unet"
     group: str = "kv"
     weighting: str = "min-snr"  # of L_vis over t, so that noisy t do not rule; "none" is as printed
     gamma: float = 5.0  # largest weight of "min-snr", the value of its paper
