@@ -51,6 +51,11 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = fewer_colours(output.data["image/png"])
+    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    for widget in widgets.get("state", {}).values():
+        if widget["model_name"] == "ImageModel":  # a panel's picture
+            for buffer in widget["buffers"]:
+                buffer["data"] = fewer_colours(buffer["data"])
     return notebook
 
 
