@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from helpers.files import complete
+
 FORMAT = "lethe-edit-1"
 
 
@@ -96,11 +98,9 @@ class Edit:
     def save(self, path: str | Path) -> Path:
         """Write increments, history and meta to one safetensors file, under a temporary name and then renamed."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": FORMAT, "meta": json.dumps(self.meta), "history": json.dumps(self.history)}
-        temporary = path.with_name(path.name + ".partial")
-        save_file({name: value.contiguous() for name, value in self.delta.items()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
+        with complete(path) as temporary:
+            save_file({name: value.contiguous() for name, value in self.delta.items()}, temporary, metadata=metadata)
         return path
 
     @classmethod
@@ -158,9 +158,7 @@ class Edit:
             tensors[module + ".lora_B.weight"] = pad(U[:, :r] * root, (0, gap))  # (d_out, r)
             tensors[module + ".lora_A.weight"] = pad(root[:, None] * Vh[:r], (0, 0, 0, gap))  # (r, d_in)
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".partial")
         metadata = {"format": "pt", "meta": json.dumps(self.meta)}
-        save_file({name: value.float().contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
+        with complete(path) as temporary:
+            save_file({n: value.float().contiguous() for n, value in tensors.items()}, temporary, metadata=metadata)
         return path

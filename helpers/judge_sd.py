@@ -7,7 +7,6 @@ not the one that is best on the test pictures. Nobody's face is known: people ha
 """
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.files import complete
 from helpers.judge import Judge
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which both networks expect
@@ -90,12 +90,9 @@ def train_styles(
             schedule.step()
     with torch.no_grad():
         accuracy = (head(test[0]).argmax(1) == test[1]).float().mean().item()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     tensors = {name: value.detach().contiguous() for name, value in head.state_dict().items()}
-    save_file(tensors, temporary, metadata={"names": json.dumps(names), "accuracy": str(accuracy)})
-    os.replace(temporary, path)
+    with complete(path) as temporary:
+        save_file(tensors, temporary, metadata={"names": json.dumps(names), "accuracy": str(accuracy)})
     return accuracy
 
 

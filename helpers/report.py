@@ -1,7 +1,6 @@
 """Did it work? One call that draws with the base and the edited model, measures, attacks, and shows the pictures."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from helpers import attacks, metrics, show
 from helpers.edits import Edit
+from helpers.files import complete
 from helpers.sampling import sample
 from helpers.training import drawn_images
 from helpers.worlds import World
@@ -196,9 +196,6 @@ def contact_sheet(result: dict, before: Tensor, after: Tensor, n: int, *, column
 
 def write(folder: Path, result: dict, sheet: Figure) -> None:
     """Both files under temporary names, then renamed: a reader never finds half a report."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text, picture = folder / "report.json.partial", folder / "sheet.png.partial"
-    text.write_text(json.dumps(result, indent=1) + "\n")
-    sheet.savefig(picture, format="png", bbox_inches="tight")
-    os.replace(picture, folder / "sheet.png")
-    os.replace(text, folder / "report.json")
+    with complete(folder / "report.json") as text, complete(folder / "sheet.png") as picture:
+        text.write_text(json.dumps(result, indent=1) + "\n")
+        sheet.savefig(picture, format="png", bbox_inches="tight")

@@ -1,10 +1,10 @@
 """Tables as data: the papers' own figures, cell by cell, what the papers say of them, and ours beside them."""
 
 import csv
-import os
 import statistics
 from pathlib import Path
 
+from helpers.files import complete
 from helpers.renders import DATA
 from helpers.worlds import World
 
@@ -20,15 +20,11 @@ def stamp(world: World) -> dict[str, str]:
 
 def write_csv(path: str | Path, rows: list[dict], columns: list[str] | None = None) -> None:
     """Rows under their columns (default: the first row's), numbers with six digits; renamed when whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with complete(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    os.replace(temporary, path)
 
 
 def saved_rows(path: str | Path, world: World) -> list[dict]:

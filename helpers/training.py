@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from helpers.diffusion import to_latents
 from helpers.edits import Edit
+from helpers.files import complete
 from helpers.sampling import draw_batch, sample
 from helpers.worlds import World
 
@@ -233,12 +234,10 @@ def _checkpoint(path: Path, parameters: dict[str, Tensor], optimizer, history: l
     moments = {f"adam.{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
     weights = {f"weight.{name}": value.detach() for name, value in parameters.items()}
     grads = {f"grad.{name}": value.grad for name, value in parameters.items() if value.grad is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
     tensors = {name: value.cpu().contiguous() for name, value in {**moments, **weights, **grads}.items()}
     metadata = {"history": json.dumps(history), "schedule": json.dumps(asdict(schedule))}
-    save_file(tensors, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    with complete(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def _resume(path: Path, parameters: dict[str, Tensor], optimizer, schedule: Schedule) -> list[dict]:
@@ -292,10 +291,8 @@ def drawn_images(
             parts = [slice(i, i + 16) for i in range(0, len(prompts), 16)]
             drawn = [draw_batch(world, prompts[p], seeds[p], steps, guidance, hidden[p]) for p in parts]
             images = torch.cat(drawn).float().cpu()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"images": (images * 255).round().byte()}, temporary)
-        os.replace(temporary, path)
+        with complete(path) as temporary:
+            save_file({"images": (images * 255).round().byte()}, temporary)
     return load_file(path)["images"].float() / 255
 
 

@@ -94,23 +94,18 @@ def test_what_the_release_does_otherwise(tiny_world):
         w.data += 2.0
     entries = sum(w.numel() for w in part.w.values())
     assert sepme.penalised(part, "w").item() == pytest.approx(2 * entries / len(part.w))
-    assert sepme.penalised(part, "w-mean").item() == pytest.approx(
-        2 * len(part.w)
-    )  # of every matrix the mean, and no division
-    assert sepme.penalised(part, "delta").item() == pytest.approx(
-        2 * entries / len(part.w)
-    )  # the first three axes: the same entries
+    assert sepme.penalised(part, "w-mean").item() == pytest.approx(2 * len(part.w))  # means of matrices, no division
+    delta = sepme.penalised(part, "delta").item()
+    assert delta == pytest.approx(2 * entries / len(part.w))  # directions are the first three axes: the same entries
 
 
 def test_the_loss_may_be_divided_by_the_number_of_active_concepts(tiny_world):
     fast = {**FAST, "mode": "joint", "steps": 1, "lam": 0.0, "clip": 1e9}
-    length = {
-        divide: erase_separably(tiny_world, CONCEPTS[:2], **fast, mean_of_active=divide)["Twemoji"].history[0][
-            "grad_norm"
-        ]
-        for divide in (False, True)
-    }
-    assert length[True] == pytest.approx(length[False] / 2, rel=1e-4) and length[True] > 0
+    whole, mean = (
+        erase_separably(tiny_world, CONCEPTS[:2], **fast, mean_of_active=m)["Twemoji"] for m in (False, True)
+    )
+    length = whole.history[0]["grad_norm"]
+    assert mean.history[0]["grad_norm"] == pytest.approx(length / 2, rel=1e-4) and length > 0
 
 
 def test_templates_protect_more_and_leave_less_room(tiny_world):

@@ -247,20 +247,6 @@ def test_shared_training_pictures_are_found_by_the_methods(world, tmp_path, monk
     assert len(latents) == 4 and prompts == ["church", "church", "dog", "dog"]
 
 
-def test_what_is_not_finished_is_not_there(tmp_path):
-    with pytest.raises(KeyboardInterrupt), jobs.complete(tmp_path / "a" / "b.json") as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert not (tmp_path / "a" / "b.json").exists()
-    with jobs.complete(tmp_path / "a" / "b.json") as temporary:
-        temporary.write_text("whole")
-    assert (tmp_path / "a" / "b.json").read_text() == "whole"
-    (tmp_path / "folder" / "old").mkdir(parents=True)
-    with jobs.complete(tmp_path / "folder") as temporary:
-        temporary.mkdir()
-    assert not (tmp_path / "folder" / "old").exists()
-
-
 def test_each_process_has_a_gpu_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -17,6 +17,7 @@ from tqdm.auto import trange
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from helpers import renders  # noqa: E402
+from helpers.files import complete  # noqa: E402
 
 MODEL = ROOT / "data" / "emoji-diffusion"  # what the kit ships
 WORK = Path(os.environ.get("LETHE_WORK", ROOT / "build" / "pretrain"))  # checkpoints, never committed
@@ -81,11 +82,9 @@ def draw_captions(n: int, generator: torch.Generator, *, drop: float) -> tuple[T
 
 def save_checkpoint(path: Path, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
     """Write named groups of tensors to one safetensors file, under a temporary name and then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     flat = {f"{g}/{k}": v.detach().cpu().contiguous() for g, tensors in groups.items() for k, v in tensors.items()}
-    temporary = path.with_suffix(".partial")
-    save_file(flat, temporary, metadata={"step": str(step)})
-    os.replace(temporary, path)
+    with complete(path) as temporary:
+        save_file(flat, temporary, metadata={"step": str(step)})
 
 
 def load_checkpoint(path: Path) -> tuple[int, dict[str, dict[str, Tensor]]]:

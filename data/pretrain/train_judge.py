@@ -35,11 +35,16 @@ def draw_base_images(seeds: int, steps: int, guidance: float) -> tuple[Tensor, T
     return drawn["images"], drawn["style"], drawn["thing"]
 
 
+def reduced(images: Tensor, size: int) -> Tensor:
+    """Pictures reduced to ``size`` pixels a side and enlarged again: (n, 3, H, W), softer the smaller the size."""
+    small = F.interpolate(images, size=size, mode="area")
+    return F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
 def smears(n: int, generator: torch.Generator) -> Tensor:
     """Drawings reduced to 2 to 4 pixels a side and enlarged again: colours without a shape, (n, 3, 64, 64)."""
     images = place_drawings(n, generator)[0]
-    small = F.interpolate(images, size=int(torch.randint(2, 5, (), generator=generator)), mode="area")
-    return F.interpolate(small, size=renders.TILE, mode="bilinear", align_corners=False).clamp(0, 1)
+    return reduced(images, int(torch.randint(2, 5, (), generator=generator))).clamp(0, 1)
 
 
 def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,8 +66,7 @@ def recolour(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def blur(images: Tensor, generator: torch.Generator) -> Tensor:
     """One picture in two reduced to between a fifth and the half of its size and enlarged again."""
-    size = int(torch.randint(13, 33, (), generator=generator))
-    soft = F.interpolate(F.interpolate(images, size=size, mode="area"), size=images.shape[-2:], mode="bilinear")
+    soft = reduced(images, int(torch.randint(13, 33, (), generator=generator)))
     return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, soft, images)
 
 
@@ -79,8 +83,7 @@ def blanks(n: int, generator: torch.Generator) -> Tensor:
 
 def soften(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blur by reducing and enlarging, as the autoencoder does to edges; one picture in two."""
-    small = F.interpolate(images, scale_factor=0.5 + 0.4 * torch.rand((), generator=generator).item(), mode="area")
-    soft = F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    soft = reduced(images, int(images.shape[-1] * (0.5 + 0.4 * torch.rand((), generator=generator).item())))
     which = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
     return torch.where(which, soft, images)
 

@@ -8,12 +8,11 @@ it measures. Resumes from its checkpoint; writes ``data/lpips/alexnet.safetensor
 metadata.
 """
 
-import os
 from pathlib import Path
 
 import lpips
 import torch
-from common import DEVICE, ROOT, WORK, arguments, fit, place_drawings, renders, seeded
+from common import DEVICE, ROOT, WORK, arguments, complete, fit, place_drawings, renders, seeded
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,11 +78,9 @@ def held_out(model: Backbone, n: int = 2000) -> dict[str, float]:
 
 def save(model: Backbone, path: Path, **metadata: object) -> None:
     """The convolutions alone, fp16, under torchvision's names within ``features``; a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.half().contiguous() for name, value in model.features.state_dict().items()}
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata={name: str(value) for name, value in metadata.items()})
-    os.replace(temporary, path)
+    with complete(path) as temporary:
+        save_file(tensors, temporary, metadata={name: str(value) for name, value in metadata.items()})
 
 
 def main() -> None:

@@ -10,12 +10,10 @@ import functools
 import json
 import math
 import operator
-import os
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import judge_sd, metrics
 from helpers.edits import Edit
+from helpers.files import complete
 from helpers.methods import sepme, unlearn
 from helpers.report import report
 from helpers.sampling import sample
@@ -35,18 +34,6 @@ COLUMNS = "method,setting,erased,evaluated,metric,training_seed,value,n,low,high
 METHOD_COLUMNS = "method,concept,kind,training_seed,metric,value,n,low,high,base,weights,judge".split(",")
 COST_COLUMNS = "job,method,jobs,seconds,longest,device".split(",")
 HELD: list = []  # locks that this process holds until it ends
-
-
-@contextlib.contextmanager
-def complete(path: str | Path) -> Iterator[Path]:
-    """A temporary name to write a file or a folder to, renamed to ``path`` when the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    yield temporary
-    if path.is_dir():
-        shutil.rmtree(path)
-    os.replace(temporary, path)
 
 
 def write_json(path: str | Path, value: dict) -> None:
