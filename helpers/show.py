@@ -1,8 +1,11 @@
-"""Figures: plain functions that return a Matplotlib figure."""
+"""Figures: plain functions that return a Matplotlib figure; and a table."""
+
+from collections.abc import Iterable
 
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import Markdown
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -122,3 +125,15 @@ def coloured(maps: list[Tensor], size: int) -> Tensor:
 def short_name(layer: str) -> str:
     """'up_blocks.2.attentions.1.transformer_blocks.0.attn2' -> 'up 2.1'."""
     return layer.split("_")[0] + " " + ".".join([part for part in layer.split(".") if part.isdigit()][:-1])
+
+
+def table(head: list[str], rows: Iterable[Iterable], caption: str = "") -> Markdown:
+    """A table with its head, a row for each of ``rows``; what its cells hold is written as text, a bar within one kept.
+
+    ValueError for a row that has not as many cells as the head.
+    """
+    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    for line in lines:
+        if len(line) != len(head):
+            raise ValueError(f"the row {line} has {len(line)} cells: want {len(head)}, as in the head {head}")
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n{caption}" if caption else ""))

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import estimate
 import pytest
 import torch
 from conftest import pipeline
@@ -49,14 +50,8 @@ def world():
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=64 if GPU else 8, in_channels=4, out_channels=4, layers_per_block=2,
-        block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, sample_size=512, block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+    unet = UNet2DConditionModel(**estimate.UNET | {"sample_size": 64 if GPU else 8})
+    vae = AutoencoderKL(**estimate.VAE)
     pipe = pipeline(vae, text_encoder, tokenizer, unet).to("cuda" if GPU else "cpu")
     pipe.set_progress_bar_config(disable=True)
     for part in (unet, vae, text_encoder):
