@@ -28,6 +28,9 @@ onstart:  # one run at a time; the kernel takes this lock back from a process th
         fcntl.flock(LOCK[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkflowError(f"another run of the scale {PLAN.scale!r} is at work here: wait for it, or end it first")
+    # Snakemake 9 sets a timer after every job, which sets another one, for ever: its cost grows with the square of the number
+    # of jobs. The timers serve its limit of jobs in a second, which nothing here needs.
+    workflow.scheduler.job_rate_limiter = None
 
 wildcard_constraints:
     name="[^/]+",
