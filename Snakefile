@@ -141,4 +141,4 @@ rule figure:
     input: lambda w: [f"{RESULTS}/methods.csv"] if w.name == "methods" else [f"{RESULTS}/{table}.csv" for table in PLAN.rows],
     output: f"{OPTIONS['figures']}/{{name,tables|methods}}.png",
     run:
-        WORK.run(f"figure_of_{wildcards.name}", list(input), output[0])
+        WORK.run(f"figure_of_{wildcards.name}", OPTIONS, list(input), output[0])

@@ -56,7 +56,7 @@ def collect_costs(files, path):
     _finish(path, {kind: len(some) for kind, some in files.items()})
 
 
-def figure_of_tables(files, path):
+def figure_of_tables(options, files, path):
     _finish(path, [Path(file).read_text() for file in files])
 
 

@@ -1,12 +1,14 @@
 """Notebook 10: a negative prompt draws what a perfect ESD student would, and the plane and the table say what they show."""
 
 import ast
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
+from scipy import stats
 
 from helpers import show
 from helpers.diffusion import guide, to_images
@@ -89,3 +91,22 @@ def test_the_scatter_shows_every_method_once():
     assert len(looks) == len(points)  # no two alike
     at = torch.tensor([float(line.get_xdata()[0]) for line in marks])
     assert (at - torch.arange(10) / 10).abs().max() < 0.05
+
+
+def test_pairs_are_told_apart_by_their_trainings():
+    """A is below B in each of three trainings by nearly the same; C lies where A lies, now above, now below."""
+    means = {"A": [0.10, 0.20, 0.30], "B": [0.41, 0.50, 0.61], "C": [0.30, 0.20, 0.08]}
+    saved = [
+        {"method": method, "kind": kind, "metric": "drift", "training_seed": seed, "value": value + shift}
+        for method, values in means.items()
+        for seed, value in enumerate(values)
+        for kind, shift in (("style", -0.05), ("object", 0.05))
+    ]
+    names = {"saved": saved, "stats": stats, "combinations": itertools.combinations}
+    assert function("saved-pairs", "told_apart", **names)("drift") == [("A", "B")]
+    assert function("saved-table", "over_concepts", saved=saved)("A", "drift") == "0.20 ± 0.10"
+    attacks = [
+        {"method": "A", "kind": kind, "metric": f"ACC after {name}", "value": value}
+        for kind, name, value in [("style", "x", 0.2), ("style", "y", 0.8), ("object", "x", 0.4)]
+    ]
+    assert function("saved-table", "worst_attack", saved=attacks)("A") == "0.60"

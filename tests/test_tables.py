@@ -392,5 +392,5 @@ def test_the_methods_table_from_a_report(tmp_path):
         ("b", "j")
     }
     assert sum(row["metric"] == "ACC after relearning" for row in rows) == 30  # of one training seed only
-    jobs.figure_of_methods([str(tmp_path / "methods.csv")], str(tmp_path / "methods.png"))
+    jobs.figure_of_methods(made.options, [str(tmp_path / "methods.csv")], str(tmp_path / "methods.png"))
     assert (tmp_path / "methods.png").stat().st_size > 10_000

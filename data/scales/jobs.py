@@ -337,7 +337,7 @@ def _save(figure, path: str) -> None:
     plt.close(figure)
 
 
-def figure_of_methods(files: list[str], path: str) -> None:
+def figure_of_methods(options: dict, files: list[str], path: str) -> None:
     """Forgotten against kept: a panel for each kind of concept, a point for each method, bars from least to greatest seed."""
     rows = read_csv(files[0])
     values = _means(rows, ["kind", "method", "metric"])
@@ -350,12 +350,12 @@ def figure_of_methods(files: list[str], path: str) -> None:
             ax.errorbar(x, y, y_bar, x_bar, fmt="os^D"[i // 10], color=f"C{i % 10}", capsize=2, label=method)
         concept = next(row["concept"] for row in rows if row["kind"] == kind)
         ax.set(title=f"{kind}: {concept}", xlabel="ACC of the erased concept", xlim=(-0.05, 1.05))
-    axes[0, 0].set_ylabel("drift of the kept pictures (LPIPS)")
+    axes[0, 0].set_ylabel(f"drift of the kept pictures\n{metrics.lpips_name(the_world(options))}")
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     _save(figure, path)
 
 
-def figure_of_tables(files: list[str], path: str) -> None:
+def figure_of_tables(options: dict, files: list[str], path: str) -> None:
     """ACC in print against ours, a panel for each table: filled for erased concepts, hollow for kept ones."""
     rows, columns = -(-len(files) // 4), min(4, len(files))
     figure, axes = plt.subplots(
