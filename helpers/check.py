@@ -806,3 +806,45 @@ def front(mine) -> None:
     assert indices([(0.5, 0.5), (0.5, 0.5)]) == [0, 1], "two equal points do not beat each other: keep both"
     assert indices([(0.3, 0.3)]) == [0], "who stands alone is beaten by nobody"
     passed("front", "Methods on the front trade one good for the other; only off it is one simply worse.")
+
+
+# --- 11 · the papers' tables ------------------------------------------------------------------------------------------
+
+
+def rank_correlation(mine) -> None:
+    """Notebook 11: ``rank_correlation(a, b)``, Spearman's."""
+    answer = mine([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 40.0, 3.0])
+    if untouched(answer, "rank_correlation"):
+        return
+
+    def close(got: float, expected: float, why: str) -> None:
+        assert abs(float(got) - expected) < 1e-6, f"you give {float(got):.3f}: expected {expected:.3f}, {why}"
+
+    close(answer, 0.8, "two neighbours have changed places; how large the largest value is does not matter to ranks")
+    close(mine([1.0, 2.0, 3.0], [9.0, 4.0, 1.0]), -1.0, "for the reverse order")
+    close(mine([5.0, 1.0, 3.0], [2.0, 7.0, 1.0]), -0.5, "for values that are not sorted")
+    close(mine([3.0, 5.0, 5.0, 9.0], [1.0, 2.0, 3.0, 4.0]), 0.9486832980505138, "where equal values share their rank")
+    passed("rank_correlation", "Only the order counts, and equal values stand beside each other.")
+
+
+def verdict(mine) -> None:
+    """Notebook 11: ``verdict(d)``, what follows for a claim from one difference for each training seed."""
+    answer = mine([0.1, 0.1, 0.2])
+    if untouched(answer, "verdict"):
+        return
+    words = {"holds", "does not hold", "cannot be told here"}
+    cases = {
+        (0.5, 0.6, 0.55): ("holds", "the mean is far above its half-width"),
+        (-0.5, -0.6, -0.55): ("does not hold", "the interval lies below zero"),
+        (0.1, 0.1, 0.2): ("cannot be told here", "all are positive, and t for two degrees of freedom is 4.3"),
+        (0.3, -0.3, 0.01): ("cannot be told here", "the seeds do not agree"),
+        (0.6,): ("cannot be told here", "one seed has no spread"),
+        (0.2, 0.2, 0.2): ("holds", "three equal differences have an interval of no width"),
+        (0.05, 0.06, 0.12, 0.1): ("holds", "with four seeds t is 3.2: divide by k - 1, and the root of k"),
+        (0.02, 0.03, 0.07): ("cannot be told here", "the spread is too large for three seeds"),
+    }
+    for d, (word, why) in cases.items():
+        got = mine(list(d))
+        assert got in words, f"you answer {got!r}: expected one of {', '.join(sorted(words))}"
+        assert got == word, f"for d = {list(d)} you say {got!r}: expected {word!r}, {why}"
+    passed("verdict", "A claim needs more than a sign: it needs a sign that the next training would repeat.")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from scipy import stats
 from torch.nn import functional as F
@@ -223,6 +224,16 @@ def front(points, beats=lambda a, b: a[0] >= b[0] and a[1] >= b[1] and a != b):
     return [i for i, b in enumerate(points) if not any(beats(a, b) for a in points)]
 
 
+# --- 11 · the papers' tables ------------------------------------------------------------------------------------------
+
+
+def verdict(d, t=stats.t.ppf, ddof=1, root=True):
+    if len(d) < 2:
+        return "cannot be told here"
+    half = t(0.975, len(d) - 1) * np.std(d, ddof=ddof) / (len(d) ** 0.5 if root else 1)
+    return "holds" if np.mean(d) > half else "does not hold" if np.mean(d) < -half else "cannot be told here"
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 RIGHT = {
@@ -267,6 +278,9 @@ RIGHT = {
     "negative_prompt_scale": [lambda guidance, eta: 1 + guidance * eta],
     "matching_ema": [lambda m, theirs, ours: m ** (theirs / ours)],
     "front": [front, lambda points: set(front(points))],
+    # 11 · the papers' tables
+    "rank_correlation": [lambda a, b: stats.spearmanr(a, b).statistic],
+    "verdict": [verdict],
 }
 
 WRONG = {
@@ -497,5 +511,21 @@ WRONG = {
         lambda points: [points[i] for i in front(points)],  # points, not indices
         lambda points: [i for i in range(len(points)) if i not in front(points)],  # the beaten
         lambda points: front(list(dict.fromkeys(points))),  # equal points once
+    ],
+    # 11 · the papers' tables
+    "rank_correlation": [
+        lambda a, b: np.corrcoef(a, b)[0, 1],  # of the values
+        lambda a, b: np.corrcoef(np.argsort(a), np.argsort(b))[0, 1],  # positions, not ranks
+        lambda a, b: np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1],  # equal values apart
+        lambda a, b: stats.kendalltau(a, b).statistic,
+        lambda a, b: abs(stats.spearmanr(a, b).statistic),
+    ],
+    "verdict": [
+        lambda d: "holds" if np.mean(d) > 0 else "does not hold",  # the sign alone
+        lambda d: "holds" if min(d) > 0 else "does not hold" if max(d) < 0 else "cannot be told here",
+        lambda d: verdict(d, t=lambda p, k: 1.96),  # the normal's
+        lambda d: verdict(d, ddof=0),
+        lambda d: verdict(d, root=False),  # of one training, not of the mean
+        lambda d: {"holds": "does not hold", "does not hold": "holds"}.get(verdict(d), verdict(d)),
     ],
 }

@@ -5,9 +5,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from IPython.display import Markdown
 from torch.nn import functional as F
 
-from helpers import Edit, metrics, sample, tables, widgets
+from helpers import Edit, metrics, sample, show, tables, widgets
 from helpers.inversion import invert
 from helpers.training import new_increments
 
@@ -19,10 +20,11 @@ REPORT = {"cat": "Cat", "princess": "Jingyi Ju", "sunflower": "Flower", "house":
 def definitions(*names: str) -> dict:
     """Cells of the notebook that define functions, by id, run in a namespace of their own."""
     space = {"torch": torch, "Tensor": torch.Tensor, "F": F, "Path": Path, "tables": tables}
-    space |= {"RUNS": RUNS, "REPORT": REPORT}
+    space |= {"RUNS": RUNS, "REPORT": REPORT, "show": show, "Markdown": Markdown}
+    shown = ("ablation(records)", "table_one(records)")
     cells = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
     for name in names:
-        exec("\n".join(line for line in cells[name].splitlines() if not line.startswith("Markdown(")), space)
+        exec("\n".join(line for line in cells[name].splitlines() if line not in shown), space)
     return space
 
 
@@ -48,14 +50,14 @@ def test_spread_is_the_mean_and_the_deviation_of_trainings():
 
 
 def test_the_ablation_has_a_row_for_each_set_of_losses():
-    lines = definitions("table-def")["ablation"](made_records(1)).splitlines()
+    lines = definitions("table-def")["ablation"](made_records(1)).data.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["base", *RUNS]
     assert {line.count("|") for line in lines} == {9}
     assert lines[2].endswith("| 0.55 | 0.55 |")
 
 
 def test_table_one_puts_the_reports_figures_beside_ours():
-    lines = definitions("table-def", "table-show")["table_one"](made_records(2)).splitlines()
+    lines = definitions("table-def", "table-show")["table_one"](made_records(2)).data.splitlines()
     ours = " | ".join(["0.50 ± 0.00 → 0.55 ± 0.07"] * 4)
     assert lines[2] == f"| cat | {ours} | Cat | 0.456 → 0.321 | 0.920 → 0.785 |"
     assert lines[3].endswith("| House | 0.410 → 0.325 | 0.935 → 0.800 |")
