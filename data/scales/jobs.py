@@ -20,7 +20,7 @@ import torch
 from matplotlib import pyplot as plt
 from safetensors.torch import load_file, save_file
 
-from helpers import judge_sd, metrics
+from helpers import judge_sd, metrics, show
 from helpers.edits import Edit
 from helpers.files import complete
 from helpers.methods import sepme, unlearn
@@ -339,6 +339,7 @@ def _save(figure, path: str) -> None:
 
 def figure_of_methods(options: dict, files: list[str], path: str) -> None:
     """Forgotten against kept: a panel for each kind of concept, a point for each method, bars from least to greatest seed."""
+    show.plain_style()
     rows = read_csv(files[0])
     values = _means(rows, ["kind", "method", "metric"])
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
@@ -357,6 +358,7 @@ def figure_of_methods(options: dict, files: list[str], path: str) -> None:
 
 def figure_of_tables(options: dict, files: list[str], path: str) -> None:
     """ACC in print against ours, a panel for each table: filled for erased concepts, hollow for kept ones."""
+    show.plain_style()
     rows, columns = -(-len(files) // 4), min(4, len(files))
     figure, axes = plt.subplots(
         rows, columns, figsize=(3.25 * columns, 3.25 * rows), sharex=True, sharey=True, squeeze=False
