@@ -12,7 +12,7 @@ import pytest
 from answers import verdict
 from scipy import stats
 
-from helpers import tables
+from helpers import metrics, tables
 
 NOTEBOOK = nbformat.read(Path(__file__).resolve().parents[1] / "notebooks" / "11_papers_tables.ipynb", 4)
 CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells}
@@ -27,19 +27,10 @@ def space(rows=(), *cells: str) -> dict:
         "paper_table": lambda table: rows,
         "our_table": lambda table, folder: {tuple(row[key] for key in tables.NAMES): row for row in rows},
     }
-    names = {
-        "np": np,
-        "stats": stats,
-        "plan": plan,
-        "plt": plt,
-        "folder": None,
-        "TABLE": "t",
-        "tables": SimpleNamespace(**fake),
-    }
+    names = {"np": np, "stats": stats, "plan": plan, "plt": plt, "metrics": metrics}
+    names |= {"folder": None, "TABLE": "t", "tables": SimpleNamespace(**fake)}
     for cell in ("result-scatter", *cells):
-        body = [
-            node for node in ast.parse(CELLS[cell]).body if not isinstance(node, ast.Expr)
-        ]  # what is shown stays away
+        body = [node for node in ast.parse(CELLS[cell]).body if not isinstance(node, ast.Expr)]  # shows nothing
         exec(compile(ast.Module(body, []), cell, "exec"), names)
     return names
 
@@ -93,9 +84,8 @@ def test_tau_is_followed_or_not():
                 same = {"method": "G-CiRs", "erased": style, "setting": tau}
                 rows.append({**same, "evaluated": style, "values": [fall, fall], "ours": fall})
                 rows.append({**same, "evaluated": "", "metric": "weight change", "values": [grow, grow], "ours": grow})
-        assert space(rows, "orders-code", "claims-def", "claims-tau")["follows_tau"]() == pytest.approx(
-            [direction, direction]
-        )
+        found = space(rows, "orders-code", "claims-def", "claims-tau")["follows_tau"]()
+        assert found == pytest.approx([direction, direction])
 
 
 def test_means_and_rank_correlation():

@@ -8,6 +8,7 @@ pass with a gradient costs three without; ``RATE``; every training runs to its l
 and SepME. So hours are ESTIMATED, and an upper bound where a method stops early. Left out: text encoder, LPIPS, judge.
 """
 
+import inspect
 import json
 import tempfile
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import load_world, renders, training, unlearn
+from helpers import attacks, load_world, renders, training, unlearn
 from helpers.report import canvas_pairs, panel
 from helpers.tables import RESULTS, write_csv
 from helpers.worlds import World
@@ -34,8 +35,7 @@ VAE = {
     "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }  # fmt: skip
-ATTACKS = {"concept inversion": (100, 4), "relearning": (60, 4)}  # steps and rows of each, all with a gradient
-DRAWN_BY_ATTACKS = 2 + 7  # sets of n pictures: one for each embedding, and relearning's looks every ten steps
+TRAINED = (attacks.concept_inversion, attacks.relearn)  # attacks whose every step has a gradient
 
 
 def operations() -> dict[str, float]:
@@ -93,6 +93,11 @@ def passes_a_step(world: World, run: plan.Run) -> float:
     return sum(weight * (b - a) for weight, a, b in zip((1, 3), *found, strict=True)) / (long - short)
 
 
+def default(function, name: str) -> int:
+    """What an attack's option is, unless told otherwise."""
+    return inspect.signature(function).parameters[name].default
+
+
 def estimate(scale: str = "paper") -> list[dict]:
     """Lines of the table: what, pictures, trainings, operations, hours."""
     work, emoji, one = plan.Plan(scale), small_world(), operations()
@@ -129,12 +134,17 @@ def estimate(scale: str = "paper") -> list[dict]:
     lines.append(line("the judge's training pictures", [], (len(work.styles) + 1) * work.options["judge_images"]))
     world = World(scale, SimpleNamespace(), **renders.concepts()["stable_diffusion"])
     n, pictures = work.options["report"]["n"], 0
+    looks = default(attacks.relearn, "steps") // default(attacks.relearn, "every") + 1
+    drawn_by_attacks = 2 + looks  # sets of n pictures: one for each embedding found, and relearning's looks
     for run in work.reports.values():
         erased = list(run.concepts)
         pictures += n * len({*erased, *panel(world, erased)}) + len(canvas_pairs(world, erased))
-        pictures += DRAWN_BY_ATTACKS * n * (run.seed in work.options["report"]["attack_seeds"])
-    attacks = 3 * one["unet"] * sum(steps * rows for steps, rows in ATTACKS.values()) * len(work.reports)
-    lines.append(line("methods", list(work.reports.values()), pictures, attacks))
+        pictures += drawn_by_attacks * n * (run.seed in work.options["report"]["attack_seeds"])
+    rows = sum(default(attack, "steps") * default(attack, "batch_size") for attack in TRAINED)
+    attacked = (
+        3 * one["unet"] * rows * sum(r.seed in work.options["report"]["attack_seeds"] for r in work.reports.values())
+    )
+    lines.append(line("methods", list(work.reports.values()), pictures, attacked))
     lines.append(
         {"what": "all", **{k: sum(row[k] for row in lines[len(work.rows) :]) for k in lines[0] if k != "what"}}
     )
