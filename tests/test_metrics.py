@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from scipy.linalg import sqrtm
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 from torch.nn import functional as F
 from torchvision.models import alexnet
 from torchvision.transforms import functional as TF
@@ -34,6 +34,19 @@ def test_accuracy_counts_the_judge_s_verdicts(world):
     )
     assert metrics.accuracy(world, images, "church") == 0.75
     assert metrics.accuracy(world, images, "Twemoji") == 1.0
+
+
+@pytest.mark.parametrize("values", [[1.0, 2, 3], [-0.3, 0.5], [0.05, 0.06, 0.12, 0.1, -4]])
+def test_mean_interval_equals_scipy(values):
+    wanted = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert metrics.mean_interval(values) == pytest.approx((sum(values) / len(values), *wanted), rel=1e-12)
+
+
+def test_mean_interval_of_equal_values_and_of_too_few():
+    assert metrics.mean_interval(torch.full((3,), 0.25)) == (0.25, 0.25, 0.25)
+    for values in ([0.5], [], [[0.1, 0.2], [0.3, 0.4]]):
+        with pytest.raises(ValueError, match="two or more"):
+            metrics.mean_interval(values)
 
 
 @pytest.mark.parametrize(("k", "n"), [(5, 10), (0, 50), (50, 50), (1, 250)])
