@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export PYTHONHASHSEED := 0
 
 SCALE ?= emoji
-JOBS ?= 2
+JOBS ?= $(if $(filter paper,$(SCALE)),1,2)
 
 .PHONY: help course test notebooks lab bench tables clean
 help:

@@ -12,8 +12,11 @@ from workers import Workers
 PLAN = plan.Plan(config.get("scale", "small"))
 OPTIONS = PLAN.options
 BUILD = f"build/tables/{PLAN.scale}"
-RESULTS = OPTIONS["results"]
-BASE = {plan.slug(concept): (concept, n) for concept, n in PLAN.base_counts().items()}
+RESULTS, FIGURES = f"{BUILD}/results", f"{BUILD}/figures"  # from here they are published: see rule all
+BASE_COUNTS = PLAN.base_counts()
+BASE = {plan.slug(concept, str(n)): (concept, n) for concept, n in BASE_COUNTS.items()}
+DRAWN = f"{BUILD}/base/{plan.digest(OPTIONS['pictures'])}"  # other options, other pictures
+REPORTS = f"{BUILD}/reports/{plan.digest(OPTIONS.get('report'), OPTIONS['pictures'])}"
 SHARED = {PLAN.shared_pictures(run): run for run in PLAN.runs.values() if PLAN.shared_pictures(run)}
 WORK = Workers(config.get("work", "jobs"), workflow.resource_settings.cores or 1)
 GPU = OPTIONS.get("gpu", 0)
@@ -28,6 +31,10 @@ onstart:  # one run at a time; the kernel takes this lock back from a process th
         fcntl.flock(LOCK[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise WorkflowError(f"another run of the scale {PLAN.scale!r} is at work here: wait for it, or end it first")
+    made, asked = Path(BUILD) / "scale.json", {name: OPTIONS.get(name) for name in ("world", "dtype", "precision", "judge_images")}
+    if made.exists() and json.loads(made.read_text()) != asked:  # these are in no file's name
+        raise WorkflowError(f"{BUILD} was made with {made.read_text()}, not with {asked}: remove that folder, or take the options back")
+    made.write_text(json.dumps(asked))
     # Snakemake 9 sets a timer after every job, which sets another one, for ever: its cost grows with the square of the number
     # of jobs. The timers serve its limit of jobs in a second, which nothing here needs.
     workflow.scheduler.job_rate_limiter = None
@@ -38,15 +45,16 @@ wildcard_constraints:
 localrules:
     all, classify, table, methods, costs, figure,
 
-rule all:
+rule all:  # publishes at the end, so that tables which are there already (committed, of an older run) spare nobody the work
     input:
-        [f"{RESULTS}/{table}.csv" for table in PLAN.rows],
-        [f"{RESULTS}/methods.csv", f"{OPTIONS['figures']}/methods.png"] if PLAN.reports else [],
-        f"{OPTIONS['figures']}/tables.png",
-        f"{RESULTS}/costs.csv",
+        results=[f"{RESULTS}/{table}.csv" for table in [*PLAN.rows, *["methods"] * bool(PLAN.reports), "costs"]],
+        figures=[f"{FIGURES}/{name}.png" for name in ["tables", *["methods"] * bool(PLAN.reports)]],
+    output: f"{BUILD}/published.json",
+    run:
+        WORK.run("publish", {name: list(input.get(name)) for name in ("results", "figures")}, OPTIONS, output[0])
 
 rule draw:  # the base's pictures of one concept, for every cell
-    output: f"{BUILD}/base/{{name}}.safetensors",
+    output: f"{DRAWN}/{{name}}.safetensors",
     resources: gpu=GPU,
     run:
         concept, n = BASE[wildcards.name]
@@ -91,7 +99,7 @@ def judged(files):
 rule measure:  # one cell: a sum of edits, the pictures it draws, and what the judge and LPIPS say of them
     input:
         edits=lambda w: sorted({f"{BUILD}/edits/{edit.split('/')[0]}" for edit in PLAN.cells[w.name].edits}),
-        base=lambda w: [f"{BUILD}/base/{plan.slug(c)}.safetensors" for c, _ in PLAN.cells[w.name].counts],
+        base=lambda w: [f"{DRAWN}/{plan.slug(c, str(BASE_COUNTS[c]))}.safetensors" for c, _ in PLAN.cells[w.name].counts],
         judge=JUDGE,
     output: f"{BUILD}/cells/{{name}}.json",
     resources: gpu=GPU,
@@ -106,7 +114,7 @@ rule report:  # every figure of one edit
     input:
         edit=f"{BUILD}/edits/{{name}}",
         judge=JUDGE,
-    output: directory(f"{BUILD}/reports/{{name}}"),
+    output: directory(f"{REPORTS}/{{name}}"),
     resources: gpu=GPU,
     run:
         made = PLAN.reports[wildcards.name]
@@ -121,7 +129,7 @@ rule table:
         WORK.run("collect", PLAN, wildcards.name, list(input), output[0])
 
 rule methods:
-    input: [f"{BUILD}/reports/{name}" for name in PLAN.reports],
+    input: [f"{REPORTS}/{name}" for name in PLAN.reports],
     output: f"{RESULTS}/methods.csv",
     run:
         WORK.run("collect_methods", PLAN, list(input), output[0])
@@ -131,7 +139,7 @@ rule costs:
         drawn=[f"{BUILD}/drawn/{name}.json" for name in SHARED],
         edits=[f"{BUILD}/edits/{name}" for name in PLAN.runs],
         cells=[f"{BUILD}/cells/{name}.json" for name in PLAN.cells],
-        reports=[f"{BUILD}/reports/{name}" for name in PLAN.reports],
+        reports=[f"{REPORTS}/{name}" for name in PLAN.reports],
     output: f"{RESULTS}/costs.csv",
     run:
         files = {kind: list(input.get(kind)) for kind in ("drawn", "edits", "cells", "reports")}
@@ -139,6 +147,6 @@ rule costs:
 
 rule figure:
     input: lambda w: [f"{RESULTS}/methods.csv"] if w.name == "methods" else [f"{RESULTS}/{table}.csv" for table in PLAN.rows],
-    output: f"{OPTIONS['figures']}/{{name,tables|methods}}.png",
+    output: f"{FIGURES}/{{name,tables|methods}}.png",
     run:
         WORK.run(f"figure_of_{wildcards.name}", OPTIONS, list(input), output[0])

@@ -79,7 +79,9 @@ def our_table(name: str, folder: str | Path = RESULTS) -> dict[tuple, dict]:
     """
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
-        raise FileNotFoundError(f"{path.name} is not in {str(folder)!r}: run `make tables`")
+        raise FileNotFoundError(
+            f"{path.name} is not in {str(folder)!r}: run `make tables` (`make tables SCALE=small` for that scale's folder)"
+        )
     found: dict[tuple, dict] = {}
     for row in read_csv(path):
         entry = found.setdefault(tuple(row[key] for key in NAMES), {"values": []})

@@ -3,6 +3,7 @@
 import csv
 import re
 from itertools import combinations
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
@@ -241,6 +242,20 @@ def test_claims_and_what_the_figures_say():
         erased = [r["value"] for k, r in six.items() if k[2] == k[3] == style and k[4] == "ACC"]
         assert change == sorted(change) and erased == sorted(erased, reverse=True)
     assert verdict["sepme-6a"] == "holds"
+
+    def best(style, weigh):
+        kept = [*(other for other in STYLES if other != style), "Others"]
+        acc = {(k[1], k[3]): r["value"] for k, r in six.items() if k[2] == style and k[4] == "ACC"}
+        return min({tau for tau, _ in acc}, key=lambda tau: acc[tau, style] - weigh([acc[tau, name] for name in kept]))
+
+    assert {s: best(s, mean) for s in STYLES} == {"Van Gogh": "tau=-1e-3", "Picasso": "tau=0", "Cezanne": "tau=0"}
+    assert best("Picasso", sum) == "tau=5e-5" and verdict["sepme-6b"] == "cannot be told"
+    three, all_three = cells("sepme-3"), sums(STYLES)[-1]
+    for method, left in {"SepME": (0.364, 0, 0.18), "G-CiRs": (0.224, 0, 0), "AbConcept": (0, 0.152, 0.464)}.items():
+        found = {
+            style: three[method, "", all_three, style, "ACC"]["value"] for style in ("Van Gogh", "Picasso", "Cezanne")
+        }
+        assert tuple(found.values()) == left and verdict["sepme-3a"] == "partly"
     gap = {
         m: seven[m, "", "average", "average", "ACC"]["value"] - seven[m, "", "average", "Others", "ACC"]["value"]
         for m in ("FMN50", "AbConcept", "G-CiRs")

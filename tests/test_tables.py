@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,13 +120,21 @@ def test_a_changed_option_makes_new_files():
 
 @pytest.mark.parametrize("scale", ["small", "emoji", "paper"])
 def test_dry_run(tmp_path, scale):
+    """Tables that are committed spare a fresh clone nothing: otherwise nobody could make them again."""
+    for name in ("data/results", "figures"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     done = snakemake(tmp_path, "-n", "--config", f"scale={scale}")
     assert done.returncode == 0, done.stdout + done.stderr
     made = plan.Plan(scale)
     jobs = dict(
         line.split() for line in done.stdout.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit()
     )
-    counts = {"train": len(made.runs), "measure": len(made.cells), "table": len(made.rows)}
+    counts = {
+        "train": len(made.runs),
+        "measure": len(made.cells),
+        "table": len(made.rows),
+        "draw": len(made.base_counts()),
+    }
     assert {name: int(jobs[name]) for name in counts} == counts
 
 
@@ -170,6 +180,24 @@ def test_killed_anywhere_it_goes_on_and_ends_the_same(tmp_path):
     again = snakemake(tmp_path, *work)
     assert "Nothing to be done" in again.stdout + again.stderr and table.stat().st_mtime_ns == before
     assert len(log.read_text().splitlines()) == len(finished)
+
+
+def test_other_options_make_other_files(tmp_path):
+    """How pictures are drawn is in their folder's name; what no name holds is refused."""
+    for name in ("Snakefile", "data/scales", "data/papers", "data/concepts.toml"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    options, work = tmp_path / "data/scales/small.toml", ["--config", "scale=small", "work=fake_work"]
+    text = options.read_text()
+
+    def run(new: str, *more: str) -> str:
+        options.write_text(new)
+        done = snakemake(tmp_path, "--snakefile", str(tmp_path / "Snakefile"), *more, *work)
+        return done.stdout + done.stderr
+
+    assert "steps (100%) done" in run(text) and "Nothing to be done" in run(text)
+    planned = run(text.replace("guidance = 5.0", "guidance = 4.0"), "-n")
+    assert all(re.search(rf"^{job} +[1-9]", planned, re.M) for job in ("draw", "measure")) and "\ntrain " not in planned
+    assert "remove that folder" in run(text.replace("seeds = [0]", 'seeds = [0, 1]\nprecision = "high"'))
 
 
 # --- the work of one job
@@ -274,6 +302,7 @@ def collected(tmp_path):
             base = not cell.edits
             found[name] = {
                 "weight_change": 0.0 if base else float(i),
+                "M": 5,
                 "concepts": {
                     c: {
                         "hits": [1] * n if base else [(i + k) % 3 % 2 for k in range(n)],
@@ -311,6 +340,7 @@ def test_a_collected_figure_by_hand(collected, tmp_path):
     )
     first = made.cell_of[made.model("sepme-1", "ESD", "", change["erased"], 0)]
     assert float(change["value"]) == found[first]["weight_change"] and change["n"] == change["low"] == ""
+    assert change["M"] == "5" and row["M"] == ""
 
     ours = our_table("sepme-1", tmp_path)
     for metric in ("ACC", "LPIPS"):  # the sum that closes the table, from its own cells, as the paper adds them
@@ -347,6 +377,41 @@ def test_sums_and_averages_of_the_other_tables(collected, tmp_path):
         < seven["FMN50", "", "average", "", "weight change"]["mean"]
     )
     assert math.isclose(two["original", "", three, "Others", "ACC"]["mean"], 1)
+
+
+def test_the_tables_figure_leaves_closing_lines_out(monkeypatch, tmp_path):
+    """A mark for a cell that was erased, one for a kept cell; none for the sum, the average and the unedited model."""
+    rows = [
+        {"method": method, "metric": "ACC", "erased": erased, "evaluated": evaluated, "value": value, "ours": 0.25}
+        for method, erased, evaluated, value in [
+            ("ESD", "Picasso", "Picasso", 0.1), ("ESD", "Picasso", "Others", 0.9), ("ESD", "sum", "erased - kept", 0.7),
+            ("ESD", "average", "average", 0.3), ("original", "Picasso", "Picasso", 1.0),
+        ]
+    ]  # fmt: skip
+    monkeypatch.setattr(jobs, "beside", lambda table, folder: rows)
+    drawn = []
+    monkeypatch.setattr(jobs, "_save", lambda figure, path: drawn.append(figure))
+    jobs.figure_of_tables({}, ["sepme-2.csv"], str(tmp_path / "tables.png"))
+    marks = drawn[0].axes[0].collections
+    assert [tuple(mark.get_offsets()[0]) for mark in marks] == [(0.1, 0.25), (0.9, 0.25)]
+    assert [len(mark.get_facecolors()) for mark in marks] == [1, 0]  # filled, hollow
+    jobs.plt.close(drawn[0])
+
+
+def test_publishing(tmp_path):
+    """Results go where the scale wants them; those that are there already stay as they are."""
+    (tmp_path / "a.csv").write_text("new")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "b.png").write_text("same place")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.csv").write_text("old")
+    options = {"results": str(tmp_path / "out"), "figures": str(tmp_path / "kept")}
+    files = {"results": [str(tmp_path / "a.csv")], "figures": [str(tmp_path / "kept" / "b.png")]}
+    jobs.publish(files, options, str(tmp_path / "published.json"))
+    assert (tmp_path / "out" / "a.csv").read_text() == "new"
+    assert (tmp_path / "kept" / "b.png").read_text() == "same place"
+    written = json.loads((tmp_path / "published.json").read_text())["written"]
+    assert written == [str(tmp_path / "out" / "a.csv"), str(tmp_path / "kept" / "b.png")]
 
 
 def test_the_methods_table_from_a_report(tmp_path):
@@ -386,6 +451,7 @@ def test_the_methods_table_from_a_report(tmp_path):
     one = {r["metric"]: r for r in rows if (r["method"], r["kind"], r["training_seed"]) == ("sdd", "object", "0")}
     assert (one["ACC erased"]["value"], one["ACC erased"]["n"], one["ACC erased"]["base"]) == ("0.25", "4", "1")
     assert (one["ACC kept"]["value"], one["ACC kept"]["n"]) == ("0.75", "8") and one["ACC neighbour"]["value"] == "0.5"
+    assert (one["weight change"]["value"], one["weight change"]["M"]) == ("7", "2")
     assert float(one["drift"]["high"]) == pytest.approx(0.2 + 1.96 * 0.1 / 5, rel=1e-5)
     assert (one["UA"]["value"], one["UA"]["base"], one["UA"]["n"], one["IRA"]["n"]) == ("1", "0", "3", "4")
     assert one["ACC after relearning"]["base"] == "1" and {(row["weights"], row["judge"]) for row in rows} == {

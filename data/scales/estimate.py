@@ -5,7 +5,8 @@
 Counted: pictures and trainings from the plan; passes through the UNet of one step of each method, by a hook in the emoji
 world with a narrow UNet; operations of one pass at Stable Diffusion 1.4's shapes, by torch's counter on tensors without memory. Assumed: a
 pass with a gradient costs three without; ``RATE``; every training runs to its last step, which early stopping spares G-CiRs
-and SepME. So hours are ESTIMATED, and an upper bound where a method stops early. Left out: text encoder, LPIPS, judge.
+and SepME. So hours are ESTIMATED, and an upper bound where a method stops early. Left out: text encoder, LPIPS, judge, and training pictures that
+only one run of ``methods`` draws.
 """
 
 import inspect
@@ -94,14 +95,19 @@ def passes_a_step(world: World, run: plan.Run) -> float:
 
 
 def default(function, name: str) -> int:
-    """What an attack's option is, unless told otherwise."""
+    """What a function's option is, unless told otherwise."""
     return inspect.signature(function).parameters[name].default
 
 
 def estimate(scale: str = "paper") -> list[dict]:
     """Lines of the table: what, pictures, trainings, operations, hours."""
     work, emoji, one = plan.Plan(scale), small_world(), operations()
-    drawn = 2 * work.options["pictures"]["steps"] * one["unet"] + one["decoder"]  # one guided picture
+
+    def guided(steps: int) -> float:
+        """One guided picture."""
+        return 2 * steps * one["unet"] + one["decoder"]
+
+    drawn = guided(work.options["pictures"]["steps"])
     kinds: dict[tuple, float] = {}
 
     def operations_of(run: plan.Run) -> float:
@@ -112,25 +118,27 @@ def estimate(scale: str = "paper") -> list[dict]:
             kinds[key] = passes_a_step(emoji, run) * one["unet"]
         return kinds[key] * steps
 
-    def line(name: str, runs: list[plan.Run], pictures: int, more: float = 0.0) -> dict:
+    def line(name: str, runs: list[plan.Run], pictures: int, more: float = 0.0, each: float = drawn) -> dict:
         trained = sum(map(operations_of, runs)) + more
-        hours = {"training": trained / RATE / 3600, "drawing": pictures * drawn / RATE / 3600}
+        hours = {"training": trained / RATE / 3600, "drawing": pictures * each / RATE / 3600}
         return {
             "what": name, "trainings": len(runs), "pictures": pictures, "training_hours": hours["training"],
             "drawing_hours": hours["drawing"], "hours": sum(hours.values()),
         }  # fmt: skip
 
-    def of_cells(name: str, cells: list[str]) -> dict:
-        names = {edit.split("/")[0] for cell in cells for edit in work.cells[cell].edits}
-        pictures = sum(n for cell in cells if work.cells[cell].edits for _, n in work.cells[cell].counts)
-        return line(name, [work.runs[name] for name in sorted(names)], pictures)
+    def of_tables(name: str, tables: list[str]) -> dict:
+        asked = {
+            model: counts for model, counts in work.asked(tables).items() if model
+        }  # the base has a line of its own
+        names = {edit.split("/")[0] for model in asked for edit in model}
+        return line(name, [work.runs[name] for name in sorted(names)], sum(sum(n.values()) for n in asked.values()))
 
-    lines = [of_cells(table, work.cells_of(table)) for table in work.rows]
-    lines.append(of_cells("sepme-1 to sepme-8, what they share counted once", list(work.cells)))
+    lines = [of_tables(table, [table]) for table in work.rows]
+    lines.append(of_tables("sepme-1 to sepme-8, what they share counted once", list(work.rows)))
     shared = {name: run for run in work.runs.values() if (name := work.shared_pictures(run))}
     lines.append(line("the base's pictures", [], sum(work.base_counts().values())))
     prepared = sum(len(run.concepts) * json.loads(run.options)["images"] for run in shared.values())
-    lines.append(line("training pictures", [], prepared))
+    lines.append(line("training pictures", [], prepared, each=guided(default(training.drawn_images, "steps"))))
     lines.append(line("the judge's training pictures", [], (len(work.styles) + 1) * work.options["judge_images"]))
     world = World(scale, SimpleNamespace(), **renders.concepts()["stable_diffusion"])
     n, pictures = work.options["report"]["n"], 0

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import operator
+import shutil
 import statistics
 import tempfile
 import time
@@ -30,8 +31,8 @@ from helpers.tables import beside, read_csv, write_csv
 from helpers.training import BARE, captions, drawn_images, training_seeds
 from helpers.worlds import World, load_world
 
-COLUMNS = "method,setting,erased,evaluated,metric,training_seed,value,n,low,high,base,weights,judge".split(",")
-METHOD_COLUMNS = "method,concept,kind,training_seed,metric,value,n,low,high,base,weights,judge".split(",")
+COLUMNS = "method,setting,erased,evaluated,metric,training_seed,value,n,low,high,base,M,weights,judge".split(",")
+METHOD_COLUMNS = "method,concept,kind,training_seed,metric,value,n,low,high,base,M,weights,judge".split(",")
 COST_COLUMNS = "job,method,jobs,seconds,longest,device".split(",")
 HELD: list = []  # locks that this process holds until it ends
 
@@ -45,7 +46,7 @@ def write_json(path: str | Path, value: dict) -> None:
 def free_device() -> str:
     """A GPU that no other process on this machine has taken in this way, or "cpu" where there is none at all.
 
-    RuntimeError when all are taken.
+    RuntimeError when all are taken: a process keeps its GPU until it ends.
     """
     if not torch.cuda.is_available():
         return "cpu"
@@ -56,19 +57,21 @@ def free_device() -> str:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             HELD.append(file)
             return f"cuda:{i}"
-    raise RuntimeError(f"all {torch.cuda.device_count()} GPUs are taken by other jobs: run no more at a time (-c)")
+    raise RuntimeError(
+        f"all {torch.cuda.device_count()} GPUs are taken by other jobs: run no more of them at a time (`make tables JOBS=...`)"
+    )
 
 
 @functools.cache
-def world_of(name: str, dtype: str | None, precision: str) -> World:
-    """A world, loaded once in each process."""
+def world_of(name: str, dtype: str | None, precision: str, gpu: int) -> World:
+    """A world, loaded once in each process: on a GPU of its own if the scale's jobs ask for one."""
     torch.set_float32_matmul_precision(precision)
-    return load_world(name, device=free_device(), dtype=dtype and getattr(torch, dtype))
+    return load_world(name, device=free_device() if gpu else "cpu", dtype=dtype and getattr(torch, dtype))
 
 
 def the_world(options: dict) -> World:
     """The world of a scale's options; with ``options["judge"]``, once that file is there, its trained judge."""
-    world = world_of(options["world"], options.get("dtype"), options.get("precision", "highest"))
+    world = world_of(options["world"], options.get("dtype"), options.get("precision", "highest"), options.get("gpu", 0))
     if "judge" in options and "judge" not in vars(world) and Path(options["judge"]).exists():
         world.judge = judge_sd.load_judge(options["judge"])
         world.people = []  # it knows no faces
@@ -194,7 +197,7 @@ def spread_of(values: list[float]) -> tuple[float | str, float | str]:
 def atom(cell: dict, metric: str, pictures: dict[str, int]) -> dict:
     """One model's figure for some pictures of its cell, with their number, its interval, and the base's figure."""
     if metric == "weight change":
-        return {"value": cell["weight_change"], "n": "", "low": "", "high": "", "base": 0.0}
+        return {"value": cell["weight_change"], "n": "", "low": "", "high": "", "base": 0.0, "M": cell["M"]}
     key = {"ACC": "hits", "LPIPS": "lpips"}[metric]
     values = [x for c, n in pictures.items() for x in cell["concepts"][c][key][:n]]
     value, n = statistics.fmean(values), len(values)
@@ -217,7 +220,8 @@ def collect(plan, table: str, files: list[str], path: str) -> None:
     """The counterpart of one printed table: its own rows in the order of print, once for each training seed.
 
     value: ours; n: pictures behind it, in all; low, high: 95 % interval over these pictures (Wilson's for ACC), empty
-    for sums, averages and weight changes; base: the same figure of the base model. Names are the paper's: ``plan.ours``
+    for sums, averages and weight changes; base: the same figure of the base model; M: what a weight change was divided by,
+    the number of parameter tensors that the edit touches. Names are the paper's: ``plan.ours``
     says what stands for them. plan: a ``plan.Plan``; files: the cells that it names.
     """
     cells = {Path(file).stem: json.loads(Path(file).read_text()) for file in files}
@@ -232,6 +236,7 @@ def collect(plan, table: str, files: list[str], path: str) -> None:
             if len(parts) > 1:  # a sum or an average
                 figure = {key: sum(weight * part[key] for weight, part in parts) for key in ("value", "base")}
                 figure["n"] = sum(part["n"] for _, part in parts) if row["metric"] != "weight change" else ""
+                figure["M"] = parts[0][1].get("M", "")  # of one method, so alike
             weights = fingerprints(cells[plan.cell_of[model]] for _, model, _ in plan.atoms(table, row, seed))
             rows.append({**{key: row[key] for key in COLUMNS[:5]}, "training_seed": seed, **figure, **weights})
     write_csv(path, rows, COLUMNS)
@@ -241,8 +246,8 @@ def method_rows(found: dict, concept: str, neighbour: str | None) -> list[dict]:
     """The figures of one report as lines of ``methods.csv``, without the columns that name the edit."""
     rows = []
 
-    def add(metric: str, value: float, n: int | str = "", low="", high="", base: float | str = "") -> None:
-        rows.append({"metric": metric, "value": float(value), "n": n, "low": low, "high": high, "base": base})
+    def add(metric: str, value: float, n: int | str = "", low="", high="", base: float | str = "", M="") -> None:
+        rows.append({"metric": metric, "value": float(value), "n": n, "low": low, "high": high, "base": base, "M": M})
 
     def share(metric: str, value: float, n: int, base: float | str = "") -> None:
         add(metric, value, n, *metrics.interval(value, n), base)
@@ -268,7 +273,7 @@ def method_rows(found: dict, concept: str, neighbour: str | None) -> list[dict]:
     add("FID", found["fid"]["value"], found["fid"]["n"], base=0.0)
     for group, f in found["collapsed"].items():
         share(f"collapsed {group}", f["value"], f["n"])
-    add("weight change", found["weight_change"]["value"], base=0.0)
+    add("weight change", found["weight_change"]["value"], base=0.0, M=found["weight_change"]["M"])
     for name, f in found["attacks"].get(concept, {}).items():
         share(f"ACC after {name}", f["after"], f["n"], figures[concept]["acc_before"]["value"])
     return rows
@@ -312,6 +317,19 @@ def collect_costs(files: dict[str, list[str]], path: str) -> None:
             dict(zip(COST_COLUMNS, (*kind[:2], len(seconds), sum(seconds), max(seconds), kind[2]), strict=True))
         )
     write_csv(path, rows, COST_COLUMNS)
+
+
+def publish(files: dict[str, list[str]], options: dict, path: str) -> None:
+    """Copy a run's "results" and "figures" to the folders that its scale names so; the JSON lists what was written."""
+    written = []
+    for kind, sources in files.items():
+        for source in map(Path, sources):
+            target = Path(options[kind]) / source.name
+            if target.resolve() != source.resolve():
+                with complete(target) as temporary:
+                    shutil.copyfile(source, temporary)
+            written.append(str(target))
+    write_json(path, {"written": written})
 
 
 # --- figures
@@ -371,7 +389,8 @@ def figure_of_tables(options: dict, files: list[str], path: str) -> None:
         ax.plot([0, 1], [0, 1], color="0.8", zorder=0)
         for row in beside(table, Path(file).parent):
             name = row["method"]
-            if row["metric"] != "ACC" or name == "original" or row["value"] is None or not 0 <= row["value"] <= 1:
+            closing = row["evaluated"] == "erased - kept" or row["erased"] == "average"  # sums and means of the others
+            if row["metric"] != "ACC" or name == "original" or row["value"] is None or closing:
                 continue
             colour = methods.setdefault(name, f"C{len(methods) % 10}")
             erased = row["evaluated"] in row["erased"].split("+")

@@ -14,6 +14,7 @@ import csv
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,14 +88,7 @@ class Plan:
         self.neighbours = roles.get("neighbours", {})
         self.runs: dict[str, Run] = {}
         self.rows = {table: self._paper(table) for table in self.options["tables"]}
-        counts: dict[tuple[str, ...], dict[str, int]] = {}  # model -> concept -> the most that any table asks for
-        for table, rows in self.rows.items():
-            for row in rows:
-                for seed in self.options["seeds"]:
-                    for _, model, asked in self.atoms(table, row, seed):
-                        most = counts.setdefault(model, {})
-                        for concept, n in asked.items():
-                            most[concept] = max(n, most.get(concept, 0))
+        counts = self.asked(self.rows)  # what tables share is asked for once, as often as the greediest of them asks
         pictures = json.dumps(self.options["pictures"], sort_keys=True)
         cells = {model: Cell(model, tuple(sorted(most.items())), pictures) for model, most in counts.items()}
         self.cell_of = {model: cell.name for model, cell in cells.items()}
@@ -175,12 +169,21 @@ class Plan:
             for weight, e, ev in parts
         ]
 
+    def asked(self, tables: Iterable[str]) -> dict[tuple[str, ...], dict[str, int]]:
+        """model -> concept -> the most pictures that these tables ask of it, over all training seeds."""
+        counts: dict[tuple[str, ...], dict[str, int]] = {}
+        for table in tables:
+            for row in self.rows[table]:
+                for seed in self.options["seeds"]:
+                    for _, model, asked in self.atoms(table, row, seed):
+                        most = counts.setdefault(model, {})
+                        for concept, n in asked.items():
+                            most[concept] = max(n, most.get(concept, 0))
+        return counts
+
     def cells_of(self, table: str) -> list[str]:
         """The cells that a table is collected from."""
-        models = {
-            m for row in self.rows[table] for seed in self.options["seeds"] for _, m, _ in self.atoms(table, row, seed)
-        }
-        return sorted(self.cell_of[model] for model in models)
+        return sorted(self.cell_of[model] for model in self.asked([table]))
 
     # --- what the jobs ask for
 
