@@ -127,6 +127,9 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
     counts = [c.execution_count for c in code if c.source.strip()]
     if counts != sorted(c for c in counts if c is not None):
         said.append("cells were not run from top to bottom")
+    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    if any(widget["model_name"] == "OutputModel" for widget in state.values()):
+        said.append("an Output widget (interact, interactive): papermill may wait for it for ever (nbclient issue 312)")
     if size > 700_000:
         said.append(f"the file has {size // 1000} kB, more than 700")
     return said

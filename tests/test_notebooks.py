@@ -73,6 +73,11 @@ def edit_drift(notebook):
     cell.source = cell.source.replace("return ", "return 2 * ", 1)
 
 
+def edit_output_widget(notebook):
+    state = {"abc": {"model_name": "OutputModel"}}
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": state}}
+
+
 def edit_ending(notebook):
     notebook.cells[:] = [c for c in notebook.cells if "Three things" not in c.source]
 
