@@ -288,6 +288,15 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, tmp_path):
         jobs.free_device.__wrapped__()
 
 
+def test_a_scale_without_gpu_jobs_takes_no_gpu(monkeypatch):
+    """Two processes of `make tables` on a machine with one GPU: neither may wait for it, or fail for want of it."""
+    monkeypatch.setattr(jobs, "free_device", lambda: "cuda:0")
+    monkeypatch.setattr(jobs, "load_world", lambda name, device, dtype: device)
+    assert jobs.world_of.__wrapped__("emoji", None, "highest", 0) == "cpu"
+    assert jobs.world_of.__wrapped__("sd14", "float32", "high", 1) == "cuda:0"
+    torch.set_float32_matmul_precision("highest")
+
+
 # --- from cells to tables
 
 

@@ -7,7 +7,8 @@ The standard library alone, so that planning takes no time. ``jobs.py`` does the
     cell   the pictures that one model draws of some concepts, measured: one JSON file, which all tables share
 
 Runs and cells are named by what they are made of, with a digest of every option: what two tables both need is made once,
-and a changed option makes new files instead of wrong ones.
+and a changed option makes new files instead of wrong ones. What an options file leaves unsaid is the method's default,
+which is in no name, nor is the methods' code: after a change there, remove ``build/tables``.
 """
 
 import csv
