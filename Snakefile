@@ -34,7 +34,8 @@ onstart:  # one run at a time; the kernel takes this lock back from a process th
     made, asked = Path(BUILD) / "scale.json", {name: OPTIONS.get(name) for name in ("world", "dtype", "precision", "judge_images")}
     if made.exists() and json.loads(made.read_text()) != asked:  # these are in no file's name
         raise WorkflowError(f"{BUILD} was made with {made.read_text()}, not with {asked}: remove that folder, or take the options back")
-    made.write_text(json.dumps(asked))
+    made.with_suffix(".partial").write_text(json.dumps(asked))
+    made.with_suffix(".partial").replace(made)
     # Snakemake 9 sets a timer after every job, which sets another one, for ever: its cost grows with the square of the number
     # of jobs. The timers serve its limit of jobs in a second, which nothing here needs.
     workflow.scheduler.job_rate_limiter = None

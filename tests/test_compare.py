@@ -11,19 +11,21 @@ def row(metric: str, value, n=8, method="ESD", **more) -> dict:
 
 
 def test_differences_and_tolerances():
-    """A share may move by one of its eight pictures, the rest by 2 %."""
+    """A share may move by one of its eight pictures, a weight change by 2 %, drift within its interval."""
     names = [f"method {i}" for i in range(3)]
     committed = [row("ACC", 0.5, method=m) for m in names] + [row("weight change", 100, "", m) for m in names]
     committed += [row("LPIPS", 0.0), row("ACC", 1.5, erased="sum", evaluated="x")]
+    committed += [row("drift", 2.0, low=1.5, high=2.5, method=m) for m in names]
     for one in committed:
-        one.update(erased=one.get("erased", "x"), evaluated=one.get("evaluated", "x"))
-    committed = [{k: one[k] for k in ("method", "erased", "evaluated", "metric", "value", "n")} for one in committed]
-    values = [0.5, 0.625, 0.75, 100, 101.9, 97.9, 0.0009, -3]
+        one.update({"erased": "x", "evaluated": "x", "low": "", "high": ""} | one)
+    names = ("method", "erased", "evaluated", "metric", "value", "n", "low", "high")
+    committed = [{k: one[k] for k in names} for one in committed]
+    values = [0.5, 0.625, 0.75, 100, 101.9, 97.9, 0.0009, -3, 1.6, 2.4, 2.6]
     made = [{**old, "value": str(value)} for old, value in zip(committed, values, strict=True)]
     found = compare.compare(made, committed)
     assert found["ACC"] == {"figures": 3, "equal": 1, "mean": pytest.approx(0.125), "greatest": 0.25, "outside": 1}
     assert found["weight change"]["outside"] == 1 and found["weight change"]["greatest"] == pytest.approx(2.1)
-    assert found["LPIPS"]["outside"] == 0
+    assert found["LPIPS"]["outside"] == 0 and found["drift"]["outside"] == 1
     assert {f["outside"] for f in compare.compare(committed, committed).values()} == {0}
 
 
