@@ -64,6 +64,11 @@ def paper_table(name: str) -> list[dict]:
     return [{**row, "value": float(row["value"]) if row["value"] else None} for row in read_csv(PAPERS / f"{name}.csv")]
 
 
+def closes(row: dict) -> bool:
+    """Whether a figure of a table is a sum or an average of its other figures."""
+    return row["evaluated"] == "erased - kept" or (row["erased"] == "average" and row["metric"] != "weight change")
+
+
 def paper_claims(name: str) -> list[dict]:
     """What the paper says of one table, and whether its own figures carry it: rows of ``data/papers/claims.csv``."""
     paper_table(name)  # an unknown table raises

@@ -14,7 +14,7 @@ def test_differences_and_tolerances():
     """A share may move by one of its eight pictures, a weight change by 2 %, drift within its interval."""
     names = [f"method {i}" for i in range(3)]
     committed = [row("ACC", 0.5, method=m) for m in names] + [row("weight change", 100, "", m) for m in names]
-    committed += [row("LPIPS", 0.0), row("ACC", 1.5, erased="sum", evaluated="x")]
+    committed += [row("LPIPS", 0.0), row("ACC", 1.5, erased="sum", evaluated="erased - kept")]
     committed += [row("drift", 2.0, low=1.5, high=2.5, method=m) for m in names]
     for one in committed:
         one.update({"erased": "x", "evaluated": "x", "low": "", "high": ""} | one)

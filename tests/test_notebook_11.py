@@ -24,6 +24,7 @@ def space(rows=(), *cells: str) -> dict:
     rows = [{"spread": 0.0, **ROW, **row} for row in rows]
     fake = {
         "beside": lambda table, folder: rows,
+        "closes": tables.closes,
         "paper_table": lambda table: rows,
         "our_table": lambda table, folder: {tuple(row[key] for key in tables.NAMES): row for row in rows},
     }

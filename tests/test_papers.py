@@ -263,6 +263,23 @@ def test_claims_and_what_the_figures_say():
     assert min(gap, key=gap.get) == "FMN50" and verdict["sepme-7a"] == "contradicted"
 
 
+def test_sums_and_averages_close_a_table():
+    """By hand: the sums of Tables 1 and 2 for two measures and each method, Table 7's averages; its weight change stands alone."""
+    closing = {
+        name: {r["erased"] for r in paper_table(name) if tables.closes(r)} for name in ("sepme-1", "sepme-2", "sepme-7")
+    }
+    assert closing == {
+        "sepme-1": {"sum"},
+        "sepme-2": {"+".join(["Van Gogh", "Cezanne", "Picasso"])},
+        "sepme-7": {"average"},
+    }
+    assert sum(map(tables.closes, paper_table("sepme-1"))) == 6 * 2 and not any(
+        map(tables.closes, paper_table("sepme-5"))
+    )
+    alone = [r for r in paper_table("sepme-7") if r["metric"] == "weight change"]
+    assert alone and not any(map(tables.closes, alone))
+
+
 def test_an_unknown_table_names_the_choices():
     with pytest.raises(ValueError, match=r"unknown table 'sepme-9'.*aizheimer-3, fmn-report-1, sepme-1"):
         paper_table("sepme-9")

@@ -16,7 +16,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from helpers.tables import read_csv
+from helpers.tables import closes, read_csv
 
 NEAR = 0.02  # of the committed figure
 SLACK = 1e-3  # where that is zero
@@ -26,8 +26,7 @@ ALLOWED = 0.05  # the share of figures that may lie outside
 def inside(made: dict, committed: dict) -> bool | None:
     """Whether one figure is within its tolerance; None for a sum or an average."""
     gap, wanted = abs(float(made["value"]) - float(committed["value"])), abs(float(committed["value"]))
-    closing = committed.get("erased") in ("sum", "average") and committed["metric"] != "weight change"
-    if closing or committed.get("evaluated") == "erased - kept":
+    if "evaluated" in committed and closes(committed):
         return None
     if committed["metric"].startswith(("ACC", "UA", "IRA", "CRA", "collapsed")):
         return gap <= max(1 / float(committed["n"]), 1 / 8) + SLACK
