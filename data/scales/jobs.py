@@ -27,7 +27,7 @@ from helpers.files import complete
 from helpers.methods import sepme, unlearn
 from helpers.report import report
 from helpers.sampling import sample
-from helpers.tables import beside, read_csv, write_csv
+from helpers.tables import beside, closes, read_csv, write_csv
 from helpers.training import BARE, captions, drawn_images, training_seeds
 from helpers.worlds import World, load_world
 
@@ -187,11 +187,8 @@ def describe(options: dict, file: str, attack: bool, folder: str) -> None:
 
 
 def spread_of(values: list[float]) -> tuple[float | str, float | str]:
-    """Ends of the 95 % interval of a mean, by the normal approximation; empty for one value."""
-    if len(values) < 2:
-        return "", ""
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
+    """Ends of the 95 % interval of a mean; empty for one value."""
+    return metrics.mean_interval(values)[1:] if len(values) > 1 else ("", "")
 
 
 def atom(cell: dict, metric: str, pictures: dict[str, int]) -> dict:
@@ -389,8 +386,7 @@ def figure_of_tables(options: dict, files: list[str], path: str) -> None:
         ax.plot([0, 1], [0, 1], color="0.8", zorder=0)
         for row in beside(table, Path(file).parent):
             name = row["method"]
-            closing = row["evaluated"] == "erased - kept" or row["erased"] == "average"  # sums and means of the others
-            if row["metric"] != "ACC" or name == "original" or row["value"] is None or closing:
+            if row["metric"] != "ACC" or name == "original" or row["value"] is None or closes(row):
                 continue
             colour = methods.setdefault(name, f"C{len(methods) % 10}")
             erased = row["evaluated"] in row["erased"].split("+")
@@ -398,7 +394,11 @@ def figure_of_tables(options: dict, files: list[str], path: str) -> None:
         ax.set_title(table.replace("sepme-", "SepME, Table "), fontsize=10)
     figure.supxlabel("ACC, printed")
     figure.supylabel("ACC, ours (mean over training seeds)")
-    handles = [plt.Line2D([], [], marker="o", ls="", color=colour, label=name) for name, colour in methods.items()]
+    marks = {name: (colour, colour) for name, colour in methods.items()}
+    marks |= {"\nfilled: erased": ("0.3", "0.3"), "hollow: kept": ("0.3", "none")}
+    handles = [
+        plt.Line2D([], [], marker="o", ls="", color=c, mfc=fill, label=name) for name, (c, fill) in marks.items()
+    ]
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     figure.tight_layout()
     _save(figure, path)
