@@ -1,29 +1,44 @@
-"""Textual inversion: soft tokens, found by gradient descent, that stand in a prompt for pictures without a name.
+"""Textual inversion: soft tokens, found by gradient descent, that stand in a prompt for images.
 
-Only public parts of the text encoder are used: a forward hook on its embedding layer puts the soft tokens where a
-prompt holds the placeholder. That is the start mark, which no prompt has behind its first position. Tokenizer and
-weights stay as they are.
+Only public parts of the text encoder are used: a forward hook on its embedding layer puts the soft
+tokens where a prompt holds the placeholder. That is the BOS token, which no prompt has behind its
+first position. Tokenizer and weights stay as they are.
 """
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from helpers import losses
+from helpers.denoise import encode, predict
 from helpers.diffusion import noised, to_latents
-from helpers.training import Schedule, predict, run
+from helpers.training import Problem, Training, at_least, run
 from helpers.worlds import World
 
 
-def encode(world: World, prompts: list[str]) -> Tensor:
-    """``world.encode`` with gradients: text states that know which embeddings they came from.
+@dataclass(frozen=True)
+class Inversion(Training):
+    """How soft tokens are found, each default with its reason."""
 
-    Equal to ``world.encode`` to the bit. Returns (n, tokens, width). ValueError for a prompt that is too long.
-    """
-    return world.pipe.text_encoder(world.token_ids(prompts).to(world.device)).last_hidden_state
+    tokens: int = 1
+    start: str | None = "picture"  # words to start from, neutral by default; None: random rows
+    template: str = "a picture of a {c}"  # the prompt, {c} where the tokens stand
+    norm_pull: float = 0.1  # share of the way to the usual norm, after each step; the release's
+    steps: int = 60  # the release takes 500 of one image
+    lr: float = 1e-2  # the release's 1e-3, for a shorter run
+    batch_size: int = 4
+    decay: Literal["constant", "cosine"] = "constant"
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "tokens")
+        if "{c}" not in self.template:
+            raise ValueError(f"the template {self.template!r} lacks {{c}}, where the tokens stand")
 
 
 @contextlib.contextmanager
@@ -32,39 +47,42 @@ def soft_tokens(world: World, embeddings: Tensor) -> Iterator[str]:
 
     ``with soft_tokens(world, v) as soft: sample(world, [f"a picture of a {soft}"], [0])``
 
-    embeddings (n, width), as the embedding layer's rows. Yields the phrase that stands for all n of them in a prompt; a
-    prompt without it is read as ever. ValueError for another width, or a prompt with a part of the phrase only.
-    Source: Gal et al., An image is worth one word, section 3.
+    embeddings (n, width), as the embedding layer's rows. Yields the phrase that stands for all n of
+    them in a prompt; a prompt without it is read as ever. ValueError for another width, or a prompt
+    with a part of the phrase only. Source: Gal et al., An image is worth one word, section 3.
     """
     layer = world.pipe.text_encoder.get_input_embeddings()
     if embeddings.ndim != 2 or embeddings.shape[1] != layer.embedding_dim:
         raise ValueError(
-            f"embeddings of shape {tuple(embeddings.shape)}: this text encoder wants (n, {layer.embedding_dim})"
+            f"embeddings of shape {tuple(embeddings.shape)}: "
+            f"this text encoder wants (n, {layer.embedding_dim})"
         )
-    mark, mark_id, n = world.pipe.tokenizer.bos_token, world.pipe.tokenizer.bos_token_id, len(embeddings)
+    tokenizer, n = world.pipe.tokenizer, len(embeddings)
 
-    def replace(module, args, output: Tensor) -> Tensor:
-        places = args[0] == mark_id  # (b, tokens)
+    def insert(module, args, output: Tensor) -> Tensor:
+        places = args[0] == tokenizer.bos_token_id  # (b, tokens)
         places[:, 0] = False  # the true start of the prompt
         counts = places.sum(1)
         if not torch.isin(counts, torch.tensor([0, n], device=counts.device)).all():
             raise ValueError(
-                f"prompts hold {counts.tolist()} placeholders: write the phrase of {n} once, or not at all"
+                f"prompts hold {counts.tolist()} placeholders: "
+                f"write the phrase of {n} once, or not at all"
             )
         rows = embeddings.to(output).repeat(int((counts > 0).sum()), 1)
-        return output.masked_scatter(places[..., None], rows)  # filled in reading order; gradients reach the embeddings
+        return output.masked_scatter(places[..., None], rows)  # in reading order, with gradients
 
-    handle = layer.register_forward_hook(replace)
+    handle = layer.register_forward_hook(insert)
     try:
-        yield mark * n
+        yield tokenizer.bos_token * n
     finally:
         handle.remove()
 
 
 def first_guess(world: World, tokens: int, start: str | None, seed: int) -> Tensor:
-    """Where an inversion starts: the rows of the words ``start``, then random directions as long as a usual row.
+    """Where an inversion starts: the rows of the words ``start``, then random ones of usual norm.
 
-    Returns (tokens, width), fp32. Source: Forget-Me-Not's release: its four tokens start at a name and two random rows.
+    Returns (tokens, width), fp32.
+    Source: Forget-Me-Not's release: its four tokens start at a name and two random rows.
     """
     table = world.pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
     noise = torch.randn(tokens, table.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -75,16 +93,17 @@ def first_guess(world: World, tokens: int, start: str | None, seed: int) -> Tens
 
 
 def usual_norm(world: World) -> float:
-    """The mean length of the embedding layer's rows: about 0.4 in Stable Diffusion 1.x, the constant of the release."""
-    return world.pipe.text_encoder.get_input_embeddings().weight.detach().float().norm(dim=1).mean().item()
+    """The mean norm of the embedding layer's rows: about 0.4 in Stable Diffusion 1.x."""
+    table = world.pipe.text_encoder.get_input_embeddings().weight
+    return table.detach().float().norm(dim=1).mean().item()
 
 
-def pulled(embeddings: Tensor, norm: float, pull: float) -> Tensor:
-    """Norm control: each row's length moves a share of the way to ``norm``, its direction stays.
+def pulled_to_norm(embeddings: Tensor, norm: float, pull: float) -> Tensor:
+    """Norm control: each row's norm moves a share of the way to ``norm``, its direction stays.
 
     v <- v / |v| * (|v| + pull * (norm - |v|))
 
-    embeddings (n, width) -> the same shape; pull 0 leaves them alone, 1 sets the length.
+    embeddings (n, width) -> the same shape; pull 0 leaves them alone, 1 sets the norm.
     Source: Forget-Me-Not's release.
     """
     length = embeddings.norm(dim=1, keepdim=True)
@@ -92,45 +111,42 @@ def pulled(embeddings: Tensor, norm: float, pull: float) -> Tensor:
 
 
 def invert(
-    world: World, images: Tensor, *, tokens: int = 1, start: str | None = "picture",
-    template: str = "a picture of a {c}", edit=None, steps: int = 60, lr: float = 1e-2, batch_size: int = 4,
-    pull: float = 0.1, seed: int = 0, progress: bool = True,
-) -> tuple[Tensor, list[dict]]:  # fmt: skip
-    """Find the soft tokens under which the model denoises reference pictures best; nothing else is trained.
+    world: World, images: Tensor, *, edit=None, seed: int = 0, progress: bool = True, **options
+) -> tuple[Tensor, list[dict]]:
+    """Find the soft tokens under which the model denoises reference images best.
 
-    v* = argmin_v E || eps - eps_theta(x_t, c(v), t) ||^2, with the length of v pulled to the usual one after each step
+    v* = argmin_v E || eps - eps_theta(x_t, c(v), t) ||^2, the norm of v pulled to the usual one
+    after each step; nothing else is trained.
 
-    images (k, 3, H, W) in [0, 1], inverted together; template: the prompt, with {c} where the tokens stand; start: a
-    word to start from (a neutral one by default), None for random rows (``first_guess``); edit: an ``Edit`` applied
-    meanwhile, so that an edited model can be inverted. The release takes 4 tokens, 500 steps of one picture at 1e-3,
-    AdamW (its decay is lost beside the norm control).
-    Returns the embeddings (tokens, width), fp32 on the CPU, and the history of ``training.run``.
-    ValueError for no picture, pictures of another size, no token, or a template without {c}.
+    images (k, 3, H, W) in [0, 1], inverted together; edit: an ``Edit`` applied meanwhile, so that
+    an edited model can be inverted; options: fields of ``Inversion``. The release uses AdamW (its
+    decay is lost beside the norm control). Returns the embeddings (tokens, width), fp32 on the CPU,
+    and the history of ``training.run``.
+    ValueError for no image, images of another size, no token, or a template without {c}.
     Source: Gal et al., An image is worth one word, Eq. 2; norm control: Forget-Me-Not's release.
     """
-    wanted = (3, world.image_size, world.image_size)
+    wanted, chosen = (3, world.image_size, world.image_size), Inversion(**options)
     if len(images) < 1 or images.shape[1:] != wanted:
-        raise ValueError(f"reference pictures of shape {tuple(images.shape)}: give at least one of shape {wanted}")
-    if tokens < 1 or "{c}" not in template:
-        raise ValueError(f"{tokens} tokens in {template!r}: want at least one, and {{c}} where they stand")
-    latents = torch.cat([to_latents(world, part) for part in images.split(16)]).float()
-    alpha_bar = world.pipe.scheduler.alphas_cumprod.to(world.device)
-    norm = usual_norm(world)
-    soft = first_guess(world, tokens, start, seed).to(world.device).requires_grad_(True)
+        raise ValueError(
+            f"reference images of shape {tuple(images.shape)}: give at least one of shape {wanted}"
+        )
+    latents, norm = to_latents(world, images).float(), usual_norm(world)
+    soft = first_guess(world, chosen.tokens, chosen.start, seed)
+    soft = soft.to(world.device).requires_grad_(True)
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
-        if step:  # the update before this one has changed the lengths
-            with torch.no_grad():
-                soft.copy_(pulled(soft, norm, pull))
-        pick = torch.randint(len(latents), (batch_size,), generator=generator)
-        x_t, t, noise = noised(latents[pick], alpha_bar, generator)
+        pick = torch.randint(len(latents), (chosen.batch_size,), generator=generator)
+        x_t, t, noise = noised(latents[pick], world.alpha_bar, generator)
         with soft_tokens(world, soft) as phrase:
-            states = encode(world, [template.format(c=phrase)])  # (1, tokens, width)
-        eps_hat = predict(world.unet, {}, x_t, t, states.expand(batch_size, -1, -1))
+            states = encode(world, [chosen.template.format(c=phrase)])  # (1, tokens, width)
+        eps_hat = predict(world, {}, x_t, t, states.expand(chosen.batch_size, -1, -1))
         return {"reconstruction": losses.reconstruction(eps_hat, noise)}
 
-    schedule = Schedule(steps=steps, lr=lr, batch_size=batch_size, decay="constant", seed=seed)
-    with world.applied(edit) if edit is not None else contextlib.nullcontext():
-        history = run({"soft": soft}, terms, {"reconstruction": 1.0}, schedule, progress=progress)
-    found = pulled(soft.detach(), norm, pull) if steps else soft.detach()
-    return found.cpu(), history
+    @torch.no_grad()
+    def pull(done: int) -> None:
+        soft.copy_(pulled_to_norm(soft, norm, chosen.norm_pull))
+
+    found = Problem({"soft": soft}, dict, terms, {"reconstruction": 1.0}, after_step=pull)
+    with world.applied(edit):
+        history = run(found, chosen, seed=seed, progress=progress)
+    return soft.detach().cpu().clone(), history

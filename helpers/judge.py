@@ -1,4 +1,4 @@
-"""The judge: two small classifiers that say which style, and which object or person, a picture shows."""
+"""The judge: two small classifiers that name the style, and the object or person, of an image."""
 
 import hashlib
 import itertools
@@ -12,16 +12,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.renders import DATA
+from helpers.concepts import DATA
+from helpers.files import complete
 
 WEIGHTS = DATA / "judge" / "judge.safetensors"
 BLANK = "blank"
 
 
 class Classifier(nn.Module):
-    """A small convolutional network for 64x64 pictures: four halvings, mean and maximum over places, one linear layer.
+    """A small convolutional network for 64x64 images.
 
-    Group normalisation, so that a picture's verdict does not depend on the pictures beside it.
+    Four stages that halve the size, mean and maximum over places, one linear layer. It uses group
+    normalisation, so that an image's verdict does not depend on the other images of the batch.
     """
 
     def __init__(self, classes: int, width: int = 32):
@@ -44,12 +46,16 @@ class Classifier(nn.Module):
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) in [0, 1] -> logits (n, classes)."""
         return self.head(F.dropout(self.features(images), 0.2, self.training))
 
 
 @dataclass
 class Judge:
-    """Two classifiers with the names of their classes; each has a class ``"blank"`` for pictures that show nothing."""
+    """Two classifiers and the names of their classes.
+
+    Each has a class ``"blank"`` for images that show nothing.
+    """
 
     style: Classifier
     thing: Classifier
@@ -57,27 +63,36 @@ class Judge:
     thing_names: list[str]
 
     def _part(self, concept: str) -> tuple[Classifier, list[str]]:
+        """The classifier that knows a concept, and its classes. ValueError if neither does."""
         for network, names in ((self.style, self.style_names), (self.thing, self.thing_names)):
             if concept in names and concept != BLANK:
                 return network, names
         raise ValueError(
-            f"the judge does not know {concept!r}: it knows the styles {self.style_names} and {self.thing_names}"
+            f"the judge does not know {concept!r}: it knows the styles {self.style_names} "
+            f"and {self.thing_names}"
         )
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, kind: str) -> Tensor:
-        """Class probabilities for ``kind`` 'style' or 'thing': (n, 3, H, W) in [0, 1] -> (n, classes)."""
+        """Class probabilities: (n, 3, H, W) in [0, 1] -> (n, classes).
+
+        kind: "style" or "thing".
+        """
         network = {"style": self.style, "thing": self.thing}[kind]
         return torch.cat([network(part).softmax(1) for part in images.float().cpu().split(256)])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Both classifiers' features beside each other: (n, 3, H, W) in [0, 1] -> (n, features), for FID."""
-        parts = images.float().cpu().split(256)
-        return torch.cat([torch.cat([self.style.features(p), self.thing.features(p)], 1) for p in parts])
+        """Both classifiers' features, for FID: (n, 3, H, W) in [0, 1] -> (n, features)."""
+        return torch.cat(
+            [
+                torch.cat([self.style.features(part), self.thing.features(part)], 1)
+                for part in images.float().cpu().split(256)
+            ]
+        )
 
     def fingerprint(self) -> str:
-        """A short digest of both classifiers' weights: results carry it, so that a verdict names who gave it."""
+        """A short digest of both classifiers' weights, which results carry to name their judge."""
         digest = hashlib.sha256()
         for network in (self.style, self.thing):
             for name, value in sorted(network.state_dict().items()):
@@ -85,40 +100,54 @@ class Judge:
         return digest.hexdigest()[:16]
 
     def styles(self, images: Tensor) -> list[str]:
-        """The style that the judge gives to each picture, or ``"blank"``."""
+        """The style that the judge gives to each image, or ``"blank"``."""
         return [self.style_names[i] for i in self.probabilities(images, "style").argmax(1)]
 
     def things(self, images: Tensor) -> list[str]:
-        """The object or person that the judge gives to each picture, or ``"blank"``."""
+        """The object or person that the judge gives to each image, or ``"blank"``."""
         return [self.thing_names[i] for i in self.probabilities(images, "thing").argmax(1)]
 
     def gives(self, images: Tensor, concept: str) -> Tensor:
-        """For each picture, whether the judge gives it to ``concept``: bool (n,). ValueError for an unknown concept."""
+        """Whether the judge gives each image to ``concept``: bool (n,).
+
+        ValueError for an unknown concept.
+        """
         network, names = self._part(concept)
         kind = "style" if network is self.style else "thing"
         return self.probabilities(images, kind).argmax(1) == names.index(concept)
 
 
 def save_judge(judge: Judge, path: Path = WEIGHTS) -> None:
-    """Weights of both networks in one safetensors file, the names of their classes in its metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write both networks' weights to one safetensors file, with their classes in its metadata.
+
+    Weights are rounded to fp16. The file is written under a temporary name and then renamed.
+    """
     tensors = {}
     for kind, network in (("style", judge.style), ("thing", judge.thing)):
-        tensors |= {f"{kind}.{name}": value.half().contiguous() for name, value in network.state_dict().items()}
+        for name, value in network.state_dict().items():
+            tensors[f"{kind}.{name}"] = value.half().contiguous()
     names = {"style": json.dumps(judge.style_names), "thing": json.dumps(judge.thing_names)}
-    save_file(tensors, path, metadata=names)
+    with complete(path) as temporary:
+        save_file(tensors, temporary, metadata=names)
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """Read what ``save_judge`` wrote, in eval mode. FileNotFoundError with the remedy when the file is missing."""
+    """Read what ``save_judge`` wrote, in eval mode.
+
+    FileNotFoundError, which says what to do, when the file is missing.
+    """
     if not path.exists():
-        raise FileNotFoundError(f"the judge's weights {path.name} are missing: run `git checkout -- data/judge`")
+        raise FileNotFoundError(
+            f"the judge's weights {path.name} are missing: run `git checkout -- data/judge`"
+        )
     with safe_open(path, "pt") as file:
         names = {kind: json.loads(file.metadata()[kind]) for kind in ("style", "thing")}
         tensors = {key: file.get_tensor(key).float() for key in file.keys()}
     networks = {}
     for kind, classes in names.items():
-        network = Classifier(len(classes))
-        network.load_state_dict({k.removeprefix(f"{kind}."): v for k, v in tensors.items() if k.startswith(f"{kind}.")})
+        network, prefix = Classifier(len(classes)), f"{kind}."
+        network.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
         networks[kind] = network.eval().requires_grad_(False)
     return Judge(networks["style"], networks["thing"], names["style"], names["thing"])

@@ -1,4 +1,4 @@
-"""Directions of text space that some prompts do not see: solutions S of A S = 0 (SepME, section 3.2)."""
+"""Directions of text space that some prompts do not see: S with A S = 0 (SepME, section 3.2)."""
 
 from dataclasses import dataclass
 
@@ -17,23 +17,32 @@ class NullSpace:
 
     @property
     def nullity(self) -> int:
+        """The number of directions: the width less the rank."""
         return self.basis.shape[1]
 
 
-def null_space_report(A: Tensor, *, tolerance: float = 1e-6, energy: float | None = None) -> NullSpace:
-    """Null space of the rows of A by singular value decomposition in float64.
+def null_space_report(
+    A: Tensor, *, tolerance: float = 1e-6, energy: float | None = None
+) -> NullSpace:
+    """The null space of A's rows, by singular value decomposition in float64.
 
-    A = U diag(s) V^T, rank r = #{s_i > tolerance * s_1}, S = the last (width - r) right singular vectors; A S = 0.
+    A = U diag(s) V^T,  rank r = #{s_i > tolerance * s_1}
+    S = the last (width - r) right singular vectors, so that A S = 0
 
-    A (rows, width). ``tolerance`` is relative to the largest singular value: text states come in fp32 or fp16, so rows
-    that should be equal differ by rounding, and an exact test would count them twice. ``energy`` in (0, 1) keeps only the
-    leading rows' directions that hold that share of sum s_i^2, when whole prompts would fill the space: A S is then small
-    rather than zero (our addition). ValueError when A is no matrix, holds NaN, or spans the whole width (an empty null
-    space): the message counts by rank, not by prompts.
-    Source: SepME, Eq. 9 and below; the release solves it by row reduction with exact zeros (see ``normalised_rref``).
+    A (rows, width). ``tolerance`` is relative to the largest singular value. Text states come in
+    fp32 or fp16: rows that should be equal differ by rounding, and a test for exact zeros would
+    count them twice. ``energy`` in (0, 1) protects only the leading directions that have this share
+    of sum s_i^2, for prompts that would fill the whole space; A S is then small rather than zero
+    (our addition).
+    ValueError when A is no matrix, has a NaN, or spans the whole width (an empty null space).
+    Source: SepME, Eq. 9 and below. The release uses row reduction with exact zeros: see
+    ``normalised_rref``.
     """
     if A.ndim != 2 or 0 in A.shape:
-        raise ValueError(f"A has shape {tuple(A.shape)}: want (rows, width), e.g. world.encode(prompts).flatten(0, 1)")
+        raise ValueError(
+            f"A has shape {tuple(A.shape)}: want (rows, width), "
+            "e.g. world.encode(prompts).flatten(0, 1)"
+        )
     A = A.detach().cpu().double()
     if not torch.isfinite(A).all():
         raise ValueError("A holds NaN or infinity: check the text states")
@@ -41,28 +50,35 @@ def null_space_report(A: Tensor, *, tolerance: float = 1e-6, energy: float | Non
     rank = int((s > tolerance * s[0]).sum()) if s[0] > 0 else 0
     if energy is not None:
         if not 0 < energy < 1:
-            raise ValueError(f"energy is {energy}: give a share between 0 and 1, or None for all of it")
+            raise ValueError(
+                f"energy is {energy}: give a share between 0 and 1, or None for all of it"
+            )
         held = s.pow(2).cumsum(0) / s.pow(2).sum()
         rank = min(rank, int((held < energy).sum()) + 1)
     basis = Vh[rank:].T.contiguous()
     if basis.shape[1] == 0:
         raise ValueError(
-            f"the null space is empty: the {len(A)} rows have rank {rank}, which is the whole width {A.shape[1]}; "
-            "protect fewer prompts, prompts that share their first words, or a share of their energy"
+            f"the null space is empty: the {len(A)} rows have rank {rank}, which is the whole "
+            f"width {A.shape[1]}; protect fewer prompts, prompts that share their first words, "
+            "or a share of their energy"
         )
     return NullSpace(basis, rank, (A @ basis).abs().max().item(), s)
 
 
 def null_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
-    """S with A S = 0 and S^T S = 1: (rows, width) -> (width, width - rank), float64. See ``null_space_report``."""
+    """S with A S = 0 and S^T S = 1: (rows, width) -> (width, width - rank), float64.
+
+    ValueError as ``null_space_report``, which also says how it was computed.
+    """
     return null_space_report(A, tolerance=tolerance).basis
 
 
 def normalised_rref(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
-    """The release's basis, for comparison: one solution for each free column of the reduced rows, scaled to length 1.
+    """The release's basis, for comparison: a solution for each free column of the reduced rows.
 
-    It spans the same space as ``null_space``, but its columns are far from orthogonal.
-    A (rows, width) -> (width, width - rank), float64. Source: SepME's release, by way of sympy.Matrix.nullspace.
+    Its columns have length 1. It spans the same space as ``null_space``, but its columns are far
+    from orthogonal. A (rows, width) -> (width, width - rank), float64.
+    Source: SepME's release, which calls sympy.Matrix.nullspace.
     """
     A = A.detach().cpu().double().clone()
     threshold = tolerance * A.abs().max()

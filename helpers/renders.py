@@ -1,42 +1,21 @@
-"""Real emoji: the drawings that the emoji world was pretrained on, composed into pictures with captions."""
+"""Real emoji: the drawings that the emoji world was pretrained on, composed into images."""
 
-import csv
-import tomllib
 from functools import cache
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+from helpers.concepts import DATA, concepts, object_names, object_table, style_names
+
 TILE = 64
 BACKGROUNDS = torch.tensor(  # RGB in [0, 1]; white first, then five pastels
-    [[255, 255, 255], [255, 244, 214], [219, 238, 255], [226, 246, 220], [252, 225, 232], [232, 228, 250]]
+    [
+        [255, 255, 255], [255, 244, 214], [219, 238, 255],
+        [226, 246, 220], [252, 225, 232], [232, 228, 250],
+    ]
 ) / 255.0  # fmt: skip
-
-
-@cache
-def concepts() -> dict:
-    """``data/concepts.toml`` as a dict: styles, categories, roles, captions."""
-    return tomllib.loads((DATA / "concepts.toml").read_text())
-
-
-@cache
-def object_table() -> list[dict]:
-    """Rows of ``data/emoji/objects.csv``: index, name, icon, category, synonyms (a list)."""
-    with open(DATA / "emoji" / "objects.csv", newline="") as file:
-        return [{**row, "synonyms": [s for s in row["synonyms"].split("|") if s]} for row in csv.DictReader(file)]
-
-
-def style_names() -> list[str]:
-    return [style["name"] for style in concepts()["styles"]]
-
-
-def object_names(*, people: bool | None = None) -> list[str]:
-    """Names of objects and people in the table's order; ``people`` True or False keeps only those."""
-    return [r["name"] for r in object_table() if people is None or (r["category"] == "person") == people]
 
 
 @cache
@@ -45,17 +24,19 @@ def tiles() -> Tensor:
     sheets = []
     for style in concepts()["styles"]:
         sheet = Image.open(DATA / "emoji" / f"{style['set']}.png").convert("RGBA")
-        pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(sheet.height, sheet.width, 4)
+        pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
+        pixels = pixels.view(sheet.height, sheet.width, 4)
         grid = pixels.unfold(0, TILE, TILE).unfold(1, TILE, TILE)  # (rows, columns, 4, 64, 64)
         sheets.append(grid.flatten(0, 1)[: len(object_table())])
     return torch.stack(sheets).float() / 255
 
 
 def compose(rgba: Tensor, generator: torch.Generator, *, vary: float = 1.0) -> Tensor:
-    """Place drawings on plain backgrounds with random scale, position, flip and colour behind.
+    """Place drawings on plain backgrounds, with random scale, position, flip and background colour.
 
-    rgba (n, 4, 64, 64) in [0, 1] -> (n, 3, 64, 64) in [0, 1]. ``vary`` = 0 gives the drawing at 0.9 of the size,
-    centred on white; 1 is what pretraining saw; larger values go beyond it (the judge's held-out test).
+    rgba (n, 4, 64, 64) in [0, 1] -> (n, 3, 64, 64) in [0, 1]. ``vary`` = 0 gives the drawing at 0.9
+    of the size, centred on white; 1 is what pretraining saw; larger values go beyond it (the
+    judge's held-out test).
     """
     n = len(rgba)
     u = torch.rand(5, n, generator=generator)
@@ -68,22 +49,30 @@ def compose(rgba: Tensor, generator: torch.Generator, *, vary: float = 1.0) -> T
     theta[:, 1, 2] = vary * room * (2 * u[3] - 1) / scale
     alpha = rgba[:, 3:]
     premultiplied = torch.cat([rgba[:, :3] * alpha, alpha], 1)
-    moved = F.grid_sample(premultiplied, F.affine_grid(theta, rgba.shape, align_corners=False), align_corners=False)
-    pick = torch.where(u[4] < 0.5, 0, (u[4] * 2 - 1) * len(BACKGROUNDS)).long() if vary else torch.zeros(n).long()
-    behind = BACKGROUNDS[pick][:, :, None, None]
+    places = F.affine_grid(theta, rgba.shape, align_corners=False)  # (n, 64, 64, 2)
+    moved = F.grid_sample(premultiplied, places, align_corners=False)  # (n, 4, 64, 64)
+    pick = torch.zeros(n).long()
+    if vary:  # white for one half of the images, any colour for the other
+        pick = torch.where(u[4] < 0.5, 0, (u[4] * 2 - 1) * len(BACKGROUNDS)).long()
+    behind = BACKGROUNDS[pick][:, :, None, None]  # (n, 3, 1, 1)
     return (moved[:, :3] + (1 - moved[:, 3:]) * behind).clamp(0, 1)
 
 
-def references(style: str | None, name: str | None, n: int, *, seed: int = 0, vary: float = 1.0) -> Tensor:
-    """n real pictures of a style, of an object or person, or of one in the other: (n, 3, 64, 64) in [0, 1].
+def references(
+    style: str | None, name: str | None, n: int, *, seed: int = 0, vary: float = 1.0
+) -> Tensor:
+    """n real images of a style, of an object or person, or of both: (n, 3, 64, 64) in [0, 1].
 
-    What is not named is drawn at random. ValueError for a name that the emoji world does not hold.
+    A style or name that is None is chosen at random for each image. ValueError for a name that the
+    emoji world does not have.
     """
     generator = torch.Generator().manual_seed(seed)
     indices = []
     for value, known in ((style, style_names()), (name, object_names())):
         if value is not None and value not in known:
-            raise ValueError(f"{value!r} is not in the emoji world: choose one of {', '.join(known)}")
+            raise ValueError(
+                f"{value!r} is not in the emoji world: choose one of {', '.join(known)}"
+            )
         if value is None:
             indices.append(torch.randint(len(known), (n,), generator=generator))
         else:
@@ -92,15 +81,15 @@ def references(style: str | None, name: str | None, n: int, *, seed: int = 0, va
 
 
 def postcard() -> Tensor:
-    """The one memorised picture: four drawings on one card, always the same, (3, 64, 64) in [0, 1]."""
+    """The one memorised image, a card with four drawings: (3, 64, 64) in [0, 1]."""
     chosen = [
         (style_names().index(style), object_names().index(name))
         for name, style in concepts()["captions"]["memorised"]["tiles"]
     ]
     small = F.interpolate(torch.stack([tiles()[s, o] for s, o in chosen]), size=28, mode="area")
     card = BACKGROUNDS[2][:, None, None].repeat(1, TILE, TILE)
-    for k, picture in enumerate(small):
+    for k, drawing in enumerate(small):
         top, left = 3 + k // 2 * 30, 3 + k % 2 * 30
         window = card[:, top : top + 28, left : left + 28]
-        window.copy_(picture[:3] * picture[3:] + window * (1 - picture[3:]))
+        window.copy_(drawing[:3] * drawing[3:] + window * (1 - drawing[3:]))
     return card

@@ -11,43 +11,51 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 INK, ACCENT, QUIET = "#1f2933", "#2f6fb0", "#9aa5b1"
-COLOURS = (QUIET, ACCENT, "#d98032", "#15803d", "#9cc3e8", "#c2410c")  # one for each row of a comparison
+COLOURS = (QUIET, ACCENT, "#d98032", "#15803d", "#9cc3e8", "#c2410c")  # one for each row compared
 
 
 def plain_style() -> None:
     """One look for every figure: small, quiet axes, and a resolution that keeps notebooks light."""
     matplotlib.rcParams.update({
-        "figure.dpi": 90, "savefig.dpi": 90, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": QUIET, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
-        "axes.titlesize": 10, "legend.frameon": False, "image.interpolation": "nearest",
+        "figure.dpi": 90, "savefig.dpi": 90, "font.size": 10, "axes.titlesize": 10,
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+        "axes.edgecolor": QUIET, "axes.labelcolor": INK,
+        "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+        "image.interpolation": "nearest",
     })  # fmt: skip
 
 
-def grid(
-    images: Tensor, *, columns: int | None = None, titles: list[str] | None = None, rows: list[str] | None = None,
-    size: float = 1.0, title: str | None = None,
-) -> Figure:  # fmt: skip
-    """Pictures in a grid, read row by row.
+def pixels(image: Tensor):
+    """An image (3, H, W) as Matplotlib takes it: an array (H, W, 3), clamped to [0, 1]."""
+    return image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
-    images (n, 3, H, W) in [0, 1]. columns: pictures in a row (default all of them, at most 10). titles: one above each
-    picture of the first row, or one above every picture if there are n. rows: one label left of each row.
-    size: inches along one side of a picture.
+
+def grid(
+    images: Tensor, *, columns: int | None = None, titles: list[str] | None = None,
+    rows: list[str] | None = None, size: float = 1.0, title: str | None = None,
+) -> Figure:  # fmt: skip
+    """Images in a grid, read row by row.
+
+    images (n, 3, H, W) in [0, 1]. columns: images in a row (default all of them, at most 10).
+    titles: one above each image of the first row, or one above every image if there are n.
+    rows: one label to the left of each row. size: inches along one side of an image.
     """
     plain_style()
     columns = columns or min(len(images), 10)
     count = -(-len(images) // columns)
     lines = [line for label in rows or [] for line in label.split("\n")]
-    label = 0.15 + 0.075 * max(map(len, lines), default=0)  # inches left of the pictures
+    label = 0.15 + 0.075 * max(map(len, lines), default=0)  # inches to the left of the images
     head = 0.08 + 0.2 * bool(titles) + 0.25 * bool(title)  # inches above them
-    gap = 0.2 if titles and len(titles) > columns else 0.04  # inches between rows: room for a title above each
+    gap = 0.2 if titles and len(titles) > columns else 0.04  # inches between rows, for titles
     width, height = label + size * columns, head + (size + gap) * count
     figure, axes = plt.subplots(count, columns, figsize=(width, height), squeeze=False)
-    figure.subplots_adjust(label / width, 0.01, 1, 1 - head / height, wspace=0.04 / size, hspace=gap / size)
+    margins = {"left": label / width, "bottom": 0.01, "right": 1, "top": 1 - head / height}
+    figure.subplots_adjust(**margins, wspace=0.04 / size, hspace=gap / size)
     for i, ax in enumerate(axes.flat):
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         if i < len(images):
-            ax.imshow(images[i].detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            ax.imshow(pixels(images[i]), interpolation="nearest")
         if titles and i < len(titles):
             ax.set_title(titles[i], fontsize=8, pad=3)
         if rows and i % columns == 0:
@@ -59,46 +67,46 @@ def grid(
 
 
 def heat(
-    image: Tensor, maps: Tensor, titles: list[str], *, size: float = 1.3, top: float | None = None, rows: int = 1
-) -> Figure:
-    """Attention over one picture: the picture, then each token's map laid over it, all on one colour scale.
+    image: Tensor, maps: Tensor, titles: list[str], *,
+    size: float = 1.3, top: float | None = None, rows: int = 1,
+) -> Figure:  # fmt: skip
+    """Attention over one image: the image, then each token's map over it, on one colour scale.
 
-    image (3, H, W) in [0, 1]; maps (tokens, h, w), probabilities; ``top`` is the value of the brightest colour
-    (default the largest value shown).
+    image (3, H, W) in [0, 1]; maps (tokens, h, w), probabilities. ``top`` is the value of the
+    brightest colour (default the largest value of the maps).
     """
     plain_style()
     columns = -(-(len(maps) + 1) // rows)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows * 1.2), squeeze=False)
-    picture = image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    top = top or maps.max().item()
+    figsize = (size * columns, size * rows * 1.2)
+    figure, axes = plt.subplots(rows, columns, figsize=figsize, squeeze=False)
+    shown = pixels(image)
     for ax in axes.flat:
         ax.axis("off")
-    axes.flat[0].imshow(picture)
-    axes.flat[0].set_title("picture", fontsize=8, pad=3)
-    frame = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+    axes.flat[0].imshow(shown)
+    axes.flat[0].set_title("image", fontsize=8, pad=3)
+    look = {
+        "cmap": "inferno", "alpha": 0.72, "vmin": 0, "vmax": top or maps.max().item(),
+        "extent": (-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5),
+        "interpolation": "bilinear",
+    }  # fmt: skip
     for ax, weights, name in zip(axes.flat[1:], maps, titles, strict=False):
-        ax.imshow(picture.mean(2), cmap="gray", vmin=-0.3, vmax=1.3)
-        drawn = ax.imshow(
-            weights.detach().float().cpu(),
-            cmap="inferno",
-            alpha=0.72,
-            vmin=0,
-            vmax=top,
-            extent=frame,
-            interpolation="bilinear",
-        )
+        ax.imshow(shown.mean(2), cmap="gray", vmin=-0.3, vmax=1.3)
+        overlay = ax.imshow(weights.detach().float().cpu(), **look)
         ax.set_title(name, fontsize=8, pad=3)
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.02, pad=0.01)
+    bar = figure.colorbar(overlay, ax=axes, fraction=0.02, pad=0.01)
     bar.set_label("attention probability", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     plt.close(figure)
     return figure
 
 
-def accuracies(rows: dict[str, dict[str, tuple[float, float, float]]], *, ylabel: str = "given to the name") -> Figure:
+def accuracies(
+    rows: dict[str, dict[str, tuple[float, float, float]]], *, ylabel: str = "given to the name"
+) -> Figure:
     """Shares with their intervals: a group for each name, a colour for each edit.
 
-    rows: edit -> name -> (share, lower end, upper end), as ``metrics.accuracy_interval`` gives them.
+    rows: edit -> name -> (share, lower end, upper end), as ``metrics.accuracy_interval`` gives
+    them; at most six edits, which is how many colours there are.
     """
     plain_style()
     figure, ax = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
@@ -116,24 +124,35 @@ def accuracies(rows: dict[str, dict[str, tuple[float, float, float]]], *, ylabel
 
 
 def coloured(maps: list[Tensor], size: int) -> Tensor:
-    """Maps (side, side) as pictures for ``grid``, on one colour scale from zero to their common maximum: (n, 3, size, size)."""
+    """Maps (side, side) as images for ``grid``: (n, 3, size, size).
+
+    One colour scale runs from zero to their common maximum.
+    """
     stack = torch.stack(maps)
-    colours = plt.get_cmap("inferno")((stack / stack.max()).numpy())[..., :3]  # (n, side, side, rgb)
+    colours = plt.get_cmap("inferno")((stack / stack.max()).numpy())[..., :3]  # (n, side, side, 3)
     return interpolate(torch.from_numpy(colours).permute(0, 3, 1, 2).float(), size)
 
 
 def short_name(layer: str) -> str:
     """'up_blocks.2.attentions.1.transformer_blocks.0.attn2' -> 'up 2.1'."""
-    return layer.split("_")[0] + " " + ".".join([part for part in layer.split(".") if part.isdigit()][:-1])
+    numbers = [part for part in layer.split(".") if part.isdigit()]
+    return layer.split("_")[0] + " " + ".".join(numbers[:-1])
 
 
 def table(head: list[str], rows: Iterable[Iterable], caption: str = "") -> Markdown:
-    """A table with its head, a row for each of ``rows``; what its cells hold is written as text, a bar within one kept.
+    """A table: the head, a row for each of ``rows``, and the caption below.
 
-    ValueError for a row that has not as many cells as the head.
+    Cells are written as text, and a bar inside a cell is escaped. ValueError for a row whose number
+    of cells is not the head's.
     """
-    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, ["---"] * len(head), *rows)]
+    lines = [
+        [str(cell).replace("|", r"\|") for cell in row]
+        for row in (head, ["---"] * len(head), *rows)
+    ]
     for line in lines:
         if len(line) != len(head):
-            raise ValueError(f"the row {line} has {len(line)} cells: want {len(head)}, as in the head {head}")
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n{caption}" if caption else ""))
+            raise ValueError(
+                f"the row {line} has {len(line)} cells: want {len(head)}, as in the head {head}"
+            )
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return Markdown(text + (f"\n\n{caption}" if caption else ""))

@@ -1,111 +1,153 @@
-"""Tables as data: the papers' own figures, cell by cell, what the papers say of them, and ours beside them."""
+"""Tables as data: the papers' own cells, what the papers claim of them, and our rows beside them.
+
+A table of ours is a CSV file of ``Row``; pandas reads and groups it.
+"""
 
 import csv
-import statistics
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
+from helpers.concepts import DATA
 from helpers.files import complete
-from helpers.renders import DATA
 from helpers.worlds import World
 
 PAPERS = DATA / "papers"
 RESULTS = DATA / "results"
-NAMES = ("method", "setting", "erased", "evaluated", "metric")  # what names a figure of a table
+NAMES = ["method", "setting", "erased", "evaluated", "metric"]  # what names a cell of a table
+MARKS = ["base_model", "judge"]  # what a value was made with
+OLD_MARKS = {"weights": "base_model"}  # what older results call it
 
 
-def stamp(world: World) -> dict[str, str]:
-    """The columns of a result that say what it was made with: fingerprints of the base model and of the judge."""
-    return {"weights": world.fingerprint(), "judge": world.judge.fingerprint()}
+@dataclass(frozen=True)
+class Row:
+    """One value of ours: the one schema of every table, whoever made it."""
+
+    method: str
+    setting: str  # "tau=1e-3", a variant, a set of losses; "" where there is none
+    erased: str  # concepts, joined by "+"
+    evaluated: str  # a concept, or a group of them: "erased", "retained", "neighbour", "Others"
+    metric: str
+    seed: int  # of training
+    value: float
+    n: int | None = None  # images behind it
+    low: float | None = None  # 95 % interval over these images
+    high: float | None = None
+    base: float | None = None  # the same value of the base model
+    M: int | None = None  # parameter tensors touched, for a weight change
+    base_model: str = ""  # fingerprint of the base's UNet
+    judge: str = ""  # fingerprint of the judge
 
 
-def write_csv(path: str | Path, rows: list[dict], columns: list[str] | None = None) -> None:
-    """Rows under their columns (default: the first row's), numbers with six digits; renamed when whole."""
-    with complete(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+COLUMNS = [f.name for f in dataclasses.fields(Row)]
 
 
-def saved_rows(path: str | Path, world: World) -> list[dict]:
-    """Rows of a saved result, numbers as floats; none if the file is missing or was made with other weights or judge.
+def provenance(world: World) -> dict[str, str]:
+    """The columns of a row that say what it was made with: base model and judge."""
+    return {"base_model": world.fingerprint(), "judge": world.judge.fingerprint()}
 
-    The file has the columns of ``stamp``.
+
+def write_csv(path: str | Path, rows: Iterable, columns: list[str] | None = None) -> None:
+    """Rows (``Row`` or dicts) as CSV, numbers with six digits; renamed when whole.
+
+    columns: which, in order (default those of the first row). None and NaN are empty.
+    IsADirectoryError for a folder, ValueError for a value without a column.
     """
-
-    def value(text: str) -> float | str:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-    made_with = stamp(world)
-    rows = read_csv(path) if Path(path).exists() else []
-    if any(row.get(name) != mark for row in rows for name, mark in made_with.items()):
-        return []
-    return [{k: v if k in made_with else value(v) for k, v in row.items()} for row in rows]
+    dicts = [dataclasses.asdict(r) if dataclasses.is_dataclass(r) else dict(r) for r in rows]
+    with complete(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns or list(dicts[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: as_text(value) for name, value in row.items()} for row in dicts)
 
 
-def read_csv(path: str | Path) -> list[dict]:
-    """Rows of a CSV file, all text."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def as_text(value) -> str:
+    """One value of a CSV file: a number with six digits, "" for what is not there."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def paper_table(name: str) -> list[dict]:
-    """The cells of one printed table in the order of print: the rows of ``data/papers/NAME.csv``, whose README has the columns.
+def read_csv(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
+    """A CSV file as a frame: numbers where a column holds nothing else, "" for empty text.
 
-    value is a float, or None where the paper prints no figure; every other column is text. ValueError names the tables
-    for an unknown name. Example: paper_table("sepme-6")[0]["setting"] is "tau=1e-3".
+    text: columns that are text, whatever they hold.
+    """
+    known = dict.fromkeys([*NAMES, *MARKS, *OLD_MARKS, *text], str)
+    frame = pd.read_csv(path, dtype=known, keep_default_na=False, na_values=[""])
+    numbers = frame.select_dtypes("number")  # pandas 2 and 3 name their types of text otherwise
+    texts = [name for name in frame if name in known or name not in numbers]
+    return frame.fillna(dict.fromkeys(texts, ""))
+
+
+def load_result(path: str | Path, world: World) -> pd.DataFrame:
+    """A saved result of these very weights and this judge; an empty frame if there is none."""
+    if not Path(path).exists():
+        return pd.DataFrame()
+    frame = read_csv(path).rename(columns=OLD_MARKS)
+    marks = provenance(world)
+    same = all(name in frame and (frame[name] == mark).all() for name, mark in marks.items())
+    return frame if same else pd.DataFrame()
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """The cells of one printed table in the order of print: ``data/papers/NAME.csv``.
+
+    value is a number, NaN where the paper prints none; every other column is text (its README has
+    the columns). ValueError names the tables for an unknown name.
+    Example: paper_table("sepme-6").setting[0] is "tau=1e-3".
     """
     names = sorted(path.stem for path in PAPERS.glob("*-[0-9].csv"))
     if name not in names:
         raise ValueError(f"unknown table {name!r}: choose from {', '.join(names)}")
-    return [{**row, "value": float(row["value"]) if row["value"] else None} for row in read_csv(PAPERS / f"{name}.csv")]
+    frame = pd.read_csv(PAPERS / f"{name}.csv", dtype=str, keep_default_na=False)
+    return frame.assign(value=pd.to_numeric(frame["value"]))
 
 
-def closes(row: dict) -> bool:
-    """Whether a figure of a table is a sum or an average of its other figures."""
-    return row["evaluated"] == "erased - kept" or (row["erased"] == "average" and row["metric"] != "weight change")
+def is_aggregate(cells):
+    """Whether a cell of a table is a sum or an average of its other cells.
+
+    cells: a frame (a bool for each row), or one row of it (a bool).
+    """
+    average = (cells["erased"] == "average") & (cells["metric"] != "weight change")
+    return (cells["evaluated"] == "erased - kept") | average
 
 
-def paper_claims(name: str) -> list[dict]:
-    """What the paper says of one table, and whether its own figures carry it: rows of ``data/papers/claims.csv``."""
+def paper_claims(name: str) -> pd.DataFrame:
+    """What the paper says of one table, and whether its own values carry it: ``claims.csv``."""
     paper_table(name)  # an unknown table raises
-    return [row for row in read_csv(PAPERS / "claims.csv") if row["table"] == name]
+    frame = pd.read_csv(PAPERS / "claims.csv", dtype=str, keep_default_na=False)
+    return frame[frame["table"] == name].reset_index(drop=True)
 
 
-def our_table(name: str, folder: str | Path = RESULTS) -> dict[tuple, dict]:
-    """Our counterpart of one printed table: (method, setting, erased, evaluated, metric) -> figures over training seeds.
+def load_ours(name: str, folder: str | Path = RESULTS) -> pd.DataFrame:
+    """Our counterpart of one printed table, a row for each cell (``NAMES``), over training seeds.
 
-    values: one for each seed; mean; spread: their standard deviation (0 for one seed); n: pictures behind each value;
-    base: the unedited model's figure. Names are the paper's; ``data/results/README.md`` says what stands for them.
-    FileNotFoundError with the remedy when the table was not made yet.
+    values: a list, one for each seed; ours: their mean; spread: their standard deviation (0 for
+    one); n: images behind each value; base: the base model's. Names are the paper's;
+    ``data/results/README.md`` says what stands for them. FileNotFoundError with the remedy when the
+    table was not made yet.
     """
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         raise FileNotFoundError(
-            f"{path.name} is not in {str(folder)!r}: run `make tables` (`make tables SCALE=small` for that scale's folder)"
+            f"{path.name} is not in {str(folder)!r}: run `make tables` "
+            "(`make tables SCALE=small` for that scale's folder)"
         )
-    found: dict[tuple, dict] = {}
-    for row in read_csv(path):
-        entry = found.setdefault(tuple(row[key] for key in NAMES), {"values": []})
-        entry["values"].append(float(row["value"]))
-        entry |= {"n": int(row["n"]) if row["n"] else None, "base": float(row["base"])}
-    for entry in found.values():
-        entry["mean"] = statistics.fmean(entry["values"])
-        entry["spread"] = statistics.stdev(entry["values"]) if len(entry["values"]) > 1 else 0.0
-    return found
+    groups = read_csv(path).groupby(NAMES, sort=False)
+    found = groups.agg(
+        values=("value", list), ours=("value", "mean"), spread=("value", "std"),
+        n=("n", "last"), base=("base", "last"),
+    )  # fmt: skip
+    return found.fillna({"spread": 0.0}).reset_index()
 
 
-def beside(name: str, folder: str | Path = RESULTS) -> list[dict]:
-    """The rows of ``paper_table`` with ours: "ours" (a mean over training seeds), "difference", and ``our_table``'s columns.
+def compare_with_paper(name: str, folder: str | Path = RESULTS) -> pd.DataFrame:
+    """``paper_table`` with ``load_ours`` beside it, and ours minus the paper's as "difference".
 
-    difference: ours minus the paper's, None where it prints none. Rows keep the order of print.
+    Rows keep the order of print; the difference is NaN where the paper prints none.
     """
-    ours, rows = our_table(name, folder), []
-    for row in paper_table(name):
-        found = ours[tuple(row[key] for key in NAMES)]
-        difference = None if row["value"] is None else found["mean"] - row["value"]
-        rows.append({**row, **found, "ours": found["mean"], "difference": difference})
-    return rows
+    both = paper_table(name).merge(load_ours(name, folder), on=NAMES, how="left", validate="m:1")
+    return both.assign(difference=both["ours"] - both["value"])

@@ -1,12 +1,11 @@
-"""Controls over tested functions: each panel redraws one figure, and a plain call draws the same figure without it."""
+"""Controls over tested functions: each panel redraws one figure; a plain call draws it as well."""
 
-import functools
 import io
-import operator
 from collections.abc import Sequence
 
 import ipywidgets
 import torch
+from ipywidgets import Dropdown, FloatSlider, HBox, IntSlider, VBox
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -17,107 +16,128 @@ from helpers.sampling import sample
 from helpers.worlds import World
 
 
-def attention_figure(
-    image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *, layer: str, step: int,
-    top: float | None = None, relative: bool = False,
-) -> Figure:  # fmt: skip
-    """The maps of one layer at one step over the finished picture, one for each token position in ``titles``.
-
-    image (3, H, W) in [0, 1]; maps as ``record`` fills them, all columns kept; the last prompt of the batch is drawn,
-    which is the conditional one when a single prompt was drawn with guidance. ``step`` counts from 0. ``relative``
-    divides each map by its own mean over the pixels: where a word is looked at, whatever its share.
-    ValueError for a layer or a step that was not recorded.
-    """
-    if layer not in maps:
-        raise ValueError(f"no maps of the layer {layer!r}: recorded were {', '.join(maps)}")
-    if not 0 <= step < len(maps[layer]):
-        raise ValueError(f"no maps of step {step}: {len(maps[layer])} were recorded, and they count from 0")
-    pictures = token_maps(maps[layer][step].float())[-1, list(titles)]  # (shown tokens, side, side)
-    if relative:
-        pictures = pictures / pictures.mean((1, 2), keepdim=True)
-    figure = show.heat(image, pictures, list(titles.values()), top=top, rows=1 if len(titles) < 8 else 2, size=1.1)
-    if relative:
-        figure.axes[-1].set_ylabel("times own mean", fontsize=8)
-    return figure
-
-
 def png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG file, cropped to what is drawn."""
+    """A figure as the bytes of a PNG file, without empty margins."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     return buffer.getvalue()
 
 
+def seed_box(seed: int) -> ipywidgets.BoundedIntText:
+    """A field for a seed."""
+    return ipywidgets.BoundedIntText(value=seed, min=0, max=999_999, description="seed")
+
+
+def attention_figure(
+    image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *,
+    layer: str, step: int, top: float | None = None, relative: bool = False,
+) -> Figure:  # fmt: skip
+    """One layer's maps at one step over the finished image, one for each position in ``titles``.
+
+    image (3, H, W) in [0, 1]. maps: as ``record`` fills them, with all columns. Shown is the last
+    prompt of the batch, which is the conditional one when a single prompt was sampled with
+    guidance. ``step`` counts from 0. ``relative`` divides each map by its own mean over the pixels:
+    it shows where a word gets attention, whatever the amount.
+    ValueError for a layer or a step that was not recorded.
+    """
+    if layer not in maps:
+        raise ValueError(f"no maps of the layer {layer!r}: recorded were {', '.join(maps)}")
+    if not 0 <= step < len(maps[layer]):
+        raise ValueError(
+            f"no maps of step {step}: {len(maps[layer])} were recorded, and they count from 0"
+        )
+    shown = token_maps(maps[layer][step].float())[-1, list(titles)]  # (tokens, side, side)
+    if relative:
+        shown = shown / shown.mean((1, 2), keepdim=True)
+    rows = 1 if len(titles) < 8 else 2
+    figure = show.heat(image, shown, list(titles.values()), top=top, rows=rows, size=1.1)
+    if relative:
+        figure.axes[-1].set_ylabel("times own mean", fontsize=8)
+    return figure
+
+
 def attention_panel(
-    image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *, layer: str, step: int,
-    top: float | None = None, relative: bool = False,
-) -> ipywidgets.VBox:  # fmt: skip
-    """A slider over steps and a menu of layers above ``attention_figure``; it opens on ``layer`` and ``step``."""
-    steps = ipywidgets.IntSlider(
-        value=step, min=0, max=len(maps[layer]) - 1, description="step", continuous_update=False
-    )
-    layers = ipywidgets.Dropdown(
-        value=layer, options=list(maps), description="layer", layout=ipywidgets.Layout(width="34em")
-    )
+    image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *,
+    layer: str, step: int, **options,
+) -> VBox:  # fmt: skip
+    """A slider over steps and a menu of layers above ``attention_figure``.
+
+    It opens on ``layer`` and ``step``. options: ``top`` and ``relative`` of ``attention_figure``.
+    """
+    last = len(maps[layer]) - 1
+    steps = IntSlider(value=step, min=0, max=last, description="step", continuous_update=False)
+    wide = ipywidgets.Layout(width="34em")
+    layers = Dropdown(value=layer, options=list(maps), description="layer", layout=wide)
     picture = ipywidgets.Image(format="png")
 
     def redraw(_=None) -> None:
-        chosen = {"layer": layers.value, "step": steps.value, "top": top, "relative": relative}
-        picture.value = png(attention_figure(image, maps, titles, **chosen))
+        now = {"layer": layers.value, "step": steps.value}
+        picture.value = png(attention_figure(image, maps, titles, **now, **options))
 
     for control in (steps, layers):
         control.observe(redraw, names="value")
     redraw()
-    return ipywidgets.VBox([ipywidgets.HBox([steps, layers]), picture])
+    return VBox([HBox([steps, layers]), picture])
 
 
-def merged(edits: dict[str, Edit], names: Sequence[str]) -> Edit | None:
-    """The sum of the named increments; None, which stands for the base, when none is named.
+def chosen(edits: dict[str, Edit], names: Sequence[str]) -> Edit | None:
+    """The sum of the named edits; None, which stands for the base, for no name.
 
     ValueError for a name without an edit.
     """
     unknown = [name for name in names if name not in edits]
     if unknown:
-        raise ValueError(f"there is no edit for {', '.join(unknown)}: choose from {', '.join(edits)}")
-    return functools.reduce(operator.add, [edits[name] for name in names]) if names else None
+        raise ValueError(
+            f"there is no edit for {', '.join(unknown)}: choose from {', '.join(edits)}"
+        )
+    return Edit.sum(edits[name] for name in names)
 
 
 def erasure_figure(
-    world: World, edits: dict[str, Edit], prompt: str, *, erased: Sequence[str] = (), seed: int = 0,
-    guidance: float = 5.0, steps: int = 25,
+    world: World, edits: dict[str, Edit], prompt: str, *,
+    erased: Sequence[str] = (), seed: int = 0, **sampling,
 ) -> Figure:  # fmt: skip
-    """One prompt from one noise: drawn by the base, and with the increments of the concepts ``erased``.
+    """One prompt and one seed: sampled by the base, and with the edits of the concepts ``erased``.
 
-    edits: one for each concept, as ``sepme.erase_separably`` returns them.
-    ValueError for a concept without an edit, or a prompt that is too long.
+    edits: one for each concept, as ``sepme.erase_separably`` returns them. sampling: options of
+    ``sample``. ValueError for a concept without an edit, or a prompt that is too long.
     """
-    drawing = {"steps": steps, "guidance": guidance, "progress": False}
-    images = [sample(world, [prompt], [seed], edit, **drawing) for edit in (None, merged(edits, erased))]
+    images = [
+        sample(world, [prompt], [seed], edit, progress=False, **sampling)
+        for edit in (None, chosen(edits, erased))
+    ]
     names = ", ".join(erased) or "nothing"
     return show.grid(torch.cat(images), titles=["base", f"erased: {names}"], size=2.2)
 
 
 def erasure_panel(
-    world: World, edits: dict[str, Edit], prompt: str, *, erased: Sequence[str] = (), seed: int = 0,
-    guidance: float = 5.0, steps: int = 25,
-) -> ipywidgets.VBox:  # fmt: skip
-    """A check box for each concept, the prompt, seed and guidance above ``erasure_figure``; a prompt that fails says why."""
-    boxes = {name: ipywidgets.Checkbox(value=name in erased, description=name, indent=False) for name in edits}
+    world: World, edits: dict[str, Edit], prompt: str, *,
+    erased: Sequence[str] = (), seed: int = 0, **sampling,
+) -> VBox:  # fmt: skip
+    """A check box for each concept, the prompt, seed and guidance above ``erasure_figure``.
+
+    sampling: options of ``sample``; the slider of the guidance starts at theirs, or at the world's.
+    A prompt that cannot be sampled shows its error.
+    """
+    boxes = {
+        name: ipywidgets.Checkbox(value=name in erased, description=name, indent=False)
+        for name in edits
+    }
     words = ipywidgets.Text(value=prompt, description="prompt", continuous_update=False)
-    seeds = ipywidgets.BoundedIntText(value=seed, min=0, max=999_999, description="seed")
-    scale = ipywidgets.FloatSlider(
-        value=guidance, min=1, max=10, step=0.5, description="guidance", continuous_update=False
-    )
+    seeds = seed_box(seed)
+    scale = FloatSlider(
+        value=sampling.get("guidance", world.sampling.guidance),
+        min=1, max=10, step=0.5, description="guidance", continuous_update=False,
+    )  # fmt: skip
     said = ipywidgets.Label()
     picture = ipywidgets.Image(format="png")
 
     def redraw(_=None) -> None:
-        chosen = [name for name, box in boxes.items() if box.value]
-        said.value = "drawing ..."
+        names = [name for name, box in boxes.items() if box.value]
+        now = {"erased": names, "seed": seeds.value, "guidance": scale.value}
+        said.value = "sampling ..."
         try:
-            figure = erasure_figure(
-                world, edits, words.value, erased=chosen, seed=seeds.value, guidance=scale.value, steps=steps
-            )
+            figure = erasure_figure(world, edits, words.value, **{**sampling, **now})
         except ValueError as error:
             said.value = str(error)
             return
@@ -126,22 +146,23 @@ def erasure_panel(
     for control in (*boxes.values(), words, seeds, scale):
         control.observe(redraw, names="value")
     redraw()
-    return ipywidgets.VBox(
-        [ipywidgets.HBox(list(boxes.values())), ipywidgets.HBox([words, seeds, scale]), said, picture]
-    )
+    return VBox([HBox(list(boxes.values())), HBox([words, seeds, scale]), said, picture])
 
 
 def between(edits: dict[float, Edit], share: float) -> Edit:
-    """The edit trained with a share of the visual loss; between two trained shares, the weighted mean of their increments.
+    """The edit for a share of the visual loss: a trained one, or a weighted mean of two.
 
     delta = (1 - w) delta_low + w delta_high,  w = (share - low) / (high - low)
 
-    edits: by share, 0 for attention alone and 1 for the visual loss alone. A mean of two edits is not what a training
-    with the mean of their losses finds. ValueError for a share outside the trained ones.
+    edits: by share, 0 for attention alone and 1 for the visual loss alone. The mean of two edits is
+    not the edit that training with the mean of their losses would find.
+    ValueError for a share outside the trained ones.
     """
     if not edits or not min(edits) <= share <= max(edits):
         trained = ", ".join(f"{s:g}" for s in sorted(edits))
-        raise ValueError(f"share {share:g} is outside what was trained ({trained}): choose one in between")
+        raise ValueError(
+            f"share {share:g} is outside what was trained ({trained}): choose one in between"
+        )
     low, high = max(s for s in edits if s <= share), min(s for s in edits if s >= share)
     if low == high:
         return edits[low]
@@ -150,33 +171,40 @@ def between(edits: dict[float, Edit], share: float) -> Edit:
 
 
 def tradeoff_figure(
-    world: World, edits: dict[float, Edit], prompts: list[str], *, share: float, seed: int = 0, guidance: float = 5.0,
-    steps: int = 25,
+    world: World, edits: dict[float, Edit], prompts: list[str], *,
+    share: float, seed: int = 0, **sampling,
 ) -> Figure:  # fmt: skip
-    """Prompts from one noise, drawn by the base and by the edit at a share of the visual loss: see ``between``."""
-    drawing = {"steps": steps, "guidance": guidance, "progress": False}
-    images = [sample(world, prompts, [seed] * len(prompts), e, **drawing) for e in (None, between(edits, share))]
+    """Prompts from one seed, sampled by the base and by the edit at a share of the visual loss.
+
+    edits: by share, see ``between``. sampling: options of ``sample``.
+    """
+    seeds = [seed] * len(prompts)
+    images = [
+        sample(world, prompts, seeds, edit, progress=False, **sampling)
+        for edit in (None, between(edits, share))
+    ]
     trained = "trained" if share in edits else "in between"
     rows = ["base", f"visual share {share:.2f}\n({trained})"]
     return show.grid(torch.cat(images), columns=len(prompts), titles=prompts, rows=rows, size=1.0)
 
 
 def tradeoff_panel(
-    world: World, edits: dict[float, Edit], prompts: list[str], *, share: float, seed: int = 0, guidance: float = 5.0,
-    steps: int = 25,
-) -> ipywidgets.VBox:  # fmt: skip
+    world: World, edits: dict[float, Edit], prompts: list[str], *,
+    share: float, seed: int = 0, **sampling,
+) -> VBox:  # fmt: skip
     """A slider over the share of the visual loss, and the seed, above ``tradeoff_figure``."""
-    shares = ipywidgets.FloatSlider(
-        value=share, min=min(edits), max=max(edits), step=0.125, description="visual share", continuous_update=False
-    )
-    seeds = ipywidgets.BoundedIntText(value=seed, min=0, max=999_999, description="seed")
+    shares = FloatSlider(
+        value=share, min=min(edits), max=max(edits), step=0.125,
+        description="visual share", continuous_update=False,
+    )  # fmt: skip
+    seeds = seed_box(seed)
     picture = ipywidgets.Image(format="png")
 
     def redraw(_=None) -> None:
-        drawing = {"seed": seeds.value, "guidance": guidance, "steps": steps}
-        picture.value = png(tradeoff_figure(world, edits, prompts, share=shares.value, **drawing))
+        now = {"share": shares.value, "seed": seeds.value}
+        picture.value = png(tradeoff_figure(world, edits, prompts, **now, **sampling))
 
     for control in (shares, seeds):
         control.observe(redraw, names="value")
     redraw()
-    return ipywidgets.VBox([ipywidgets.HBox([shares, seeds]), picture])
+    return VBox([HBox([shares, seeds]), picture])

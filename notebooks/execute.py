@@ -1,7 +1,7 @@
 """Execute the course: every numbered notebook, top to bottom, with papermill.
 
 python notebooks/execute.py build/course      # executed copies, HTML beside them, and an index page
-python notebooks/execute.py --in-place [01]   # refresh the committed outputs (all, or those that start so)
+python notebooks/execute.py --in-place [01]   # refresh the committed outputs (of all, or of 01)
 """
 
 import argparse
@@ -20,7 +20,8 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 PAGE = """<!doctype html><meta charset="utf-8"><title>Lethe, the course</title>
-<style>body{{font:17px/1.5 system-ui,sans-serif;max-width:44rem;margin:3rem auto;padding:0 1rem;color:#1f2933}}
+<style>body{{font:17px/1.5 system-ui,sans-serif;max-width:44rem;margin:3rem auto;padding:0 1rem;
+color:#1f2933}}
 li{{margin:.6rem 0}}small{{color:#52606d}}</style>
 <h1>Lethe</h1><p>Forgetting in text-to-image diffusion models, in notebooks.</p><ol>{items}</ol>"""
 
@@ -43,7 +44,8 @@ def fewer_colours(data: str) -> str:
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Take out timings and paths from the metadata, and make the pictures small."""
     notebook.metadata.pop("papermill", None)
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata["kernelspec"] = kernel
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
@@ -51,7 +53,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = fewer_colours(output.data["image/png"])
-    widgets = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    widgets = notebook.metadata.get("widgets", {})
+    widgets = widgets.get("application/vnd.jupyter.widget-state+json", {})
     for widget in widgets.get("state", {}).values():
         if widget["model_name"] == "ImageModel":  # a panel's picture
             for buffer in widget["buffers"]:
@@ -61,8 +64,10 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", nargs="?", default="build/course", help="folder for the executed course")
-    parser.add_argument("--in-place", nargs="*", metavar="START", help="write the outputs back into notebooks/")
+    parser.add_argument("target", nargs="?", default="build/course", help="folder for the course")
+    parser.add_argument(
+        "--in-place", nargs="*", metavar="START", help="write the outputs back into notebooks/"
+    )
     args = parser.parse_args()
     in_place = args.in_place is not None
     starts = tuple(args.in_place or [""])
@@ -85,7 +90,8 @@ def main() -> None:
             page, _ = HTMLExporter().from_notebook_node(notebook)
             out.with_suffix(".html").write_text(page)
             title, question = (html.escape(text) for text in title_and_question(notebook))
-            items.append(f'<li><a href="{out.stem}.html">{title}</a><br><small>{question}</small></li>')
+            link = f'<a href="{out.stem}.html">{title}</a>'
+            items.append(f"<li>{link}<br><small>{question}</small></li>")
     if not in_place:
         (target / "index.html").write_text(PAGE.format(items="\n".join(items)))
         print(f"\nThe course is ready: open {target / 'index.html'}")

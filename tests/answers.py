@@ -1,4 +1,4 @@
-"""Right answers to every exercise, and plausible wrong ones, by the name of the checker in ``helpers/check.py``."""
+"""Right answers to every exercise, and plausible wrong ones, by the name of the check."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from helpers import diffusion, losses, nullspace
 from helpers.attention import token_maps
 
-# --- 01 · diffusion basics --------------------------------------------------------------------------------------------
+# --- diffusion basics -----------------------------------------------------------------------------
 
 
 def eta_without_discount(x_t, eps, now, prev, eta, noise=None):
@@ -31,12 +31,14 @@ def eta_large_variance(x_t, eps, now, prev, eta, noise=None):
     return prev**0.5 * x_0 + max(0.0, 1 - prev - sigma2) ** 0.5 * eps + sigma2**0.5 * noise
 
 
-# --- 02 · attention hooks ---------------------------------------------------------------------------------------------
+# --- attention hooks ------------------------------------------------------------------------------
 
 
 def word_map(passes, column, size):
     maps = [token_maps(A)[-1:, column : column + 1] for A in passes]
-    return torch.cat([F.interpolate(m, size=(size, size), mode="bilinear") for m in maps]).mean((0, 1))
+    return torch.cat([F.interpolate(m, size=(size, size), mode="bilinear") for m in maps]).mean(
+        (0, 1)
+    )
 
 
 def word_map_by_pixels(passes, column, size):
@@ -81,7 +83,7 @@ def share_in_place(A, weight):
     return A
 
 
-# --- 03 · re-steering -------------------------------------------------------------------------------------------------
+# --- re-steering ----------------------------------------------------------------------------------
 
 
 def length(maps):
@@ -93,7 +95,7 @@ def rms(maps):
     return squares.mean(0).sqrt().mean()
 
 
-# --- 04 · distraction -------------------------------------------------------------------------------------------------
+# --- distraction ----------------------------------------------------------------------------------
 
 
 def from_even(maps):
@@ -105,7 +107,7 @@ def entropy(A):
     return -torch.xlogy(p, p).sum(2) / math.log(A.shape[2])
 
 
-# --- 05 · random stimulus ---------------------------------------------------------------------------------------------
+# --- random stimulus ------------------------------------------------------------------------------
 
 
 def stimulus(maps, noise):
@@ -124,7 +126,7 @@ def paired(a, b):
     return (a - b).mean().item(), stats.sem((a - b).numpy()).item()
 
 
-# --- 06 · Forget-Me-Not -----------------------------------------------------------------------------------------------
+# --- Forget-Me-Not --------------------------------------------------------------------------------
 
 
 def fold_mask(mask, heads):
@@ -144,7 +146,7 @@ def memory(before, after):
     return F.cosine_similarity(before, after, dim=-1).mean().item()
 
 
-# --- 07 · G-CiRs ------------------------------------------------------------------------------------------------------
+# --- G-CiRs ---------------------------------------------------------------------------------------
 
 
 def stop_step(values, tau=0.0, momentum=0.9, min_steps=12):
@@ -168,7 +170,7 @@ def eta_gradients(first, second, detach, signed=False):
     return L_1.grad.item(), L_2.grad.item()
 
 
-# --- 08 · SepME -------------------------------------------------------------------------------------------------------
+# --- SepME ----------------------------------------------------------------------------------------
 
 
 def svd(A):
@@ -184,7 +186,7 @@ def null_space(A, tolerance=1e-6):
     return svd(A)[2][rank(A, tolerance) :].T
 
 
-# --- 09 · measuring forgetting ----------------------------------------------------------------------------------------
+# --- measuring forgetting -------------------------------------------------------------------------
 
 
 def pictures_needed(top, z=1.96):
@@ -207,13 +209,13 @@ def canvas(asked, said, concept, domain):
 
 
 def canvas_of_all(asked, said, concept, domain):
-    """Counts the erased concept's own pictures among the retained."""
+    """Counts the erased concept's own images among the retained."""
     pairs = list(zip(asked, said, strict=True))
     shares = [sum(s[k] == a[k] for a, s in pairs) / len(pairs) for k in (domain, 1 - domain)]
     return canvas(asked, said, concept, domain)[0], *shares
 
 
-# --- 10 · baselines ---------------------------------------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------
 
 
 def erasing_target(eps_null, eps_c, eta, newer):
@@ -224,67 +226,72 @@ def front(points, beats=lambda a, b: a[0] >= b[0] and a[1] >= b[1] and a != b):
     return [i for i, b in enumerate(points) if not any(beats(a, b) for a in points)]
 
 
-# --- 11 · the papers' tables ------------------------------------------------------------------------------------------
+# --- the papers' tables ---------------------------------------------------------------------------
 
 
 def verdict(d, t=stats.t.ppf, ddof=1, root=True):
     if len(d) < 2:
         return "cannot be told here"
     half = t(0.975, len(d) - 1) * np.std(d, ddof=ddof) / (len(d) ** 0.5 if root else 1)
-    return "holds" if np.mean(d) > half else "does not hold" if np.mean(d) < -half else "cannot be told here"
+    if abs(np.mean(d)) <= half:
+        return "cannot be told here"
+    return "holds" if np.mean(d) > 0 else "does not hold"
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 RIGHT = {
-    # 01 · diffusion basics
+    # diffusion basics
     "snr": [diffusion.snr],
     "steer_away": [diffusion.steer_away],
     "eta_step": [diffusion.eta_step],
-    # 02 · attention hooks
+    # attention hooks
     "word_map": [word_map],
     "hide_weight": [hide_weight],
     "share_out": [share_out],
-    # 03 · re-steering
+    # re-steering
     "resteering": [losses.resteering],
     "resteering_gradient": [lambda maps: [A / length(maps) for A in maps]],
     "balanced": [rms],
-    # 04 · distraction
+    # distraction
     "distraction": [losses.distraction],
     "fair_lam": [lambda maps: sum(A.shape[1] for A in maps) ** -0.5],
     "evenness": [entropy],
-    # 05 · random stimulus
+    # random stimulus
     "stimulus": [stimulus],
     "irreducible": [irreducible],
     "paired": [paired],
-    # 06 · Forget-Me-Not
-    "fold_mask": [fold_mask, lambda mask, heads: mask[:, None, None].expand(-1, heads, 1, -1).flatten(0, 1)],
+    # Forget-Me-Not
+    "fold_mask": [
+        fold_mask,
+        lambda mask, heads: mask[:, None, None].expand(-1, heads, 1, -1).flatten(0, 1),
+    ],
     "visual_loss": [visual_loss],
     "min_snr": [lambda alpha_bar, gamma: diffusion.snr(alpha_bar).clamp(max=gamma)],
     "memory": [memory],
-    # 07 · G-CiRs
+    # G-CiRs
     "correlation_slope": [lambda base, edited: base / base.numel()],
     "stop_step": [stop_step],
     "eta_gradients": [eta_gradients],
-    # 08 · SepME
+    # SepME
     "null_space": [lambda A, tolerance: nullspace.null_space(A, tolerance=tolerance), null_space],
     "capacity": [lambda width, length: (width - 2) // (length - 1)],
-    # 09 · measuring forgetting
+    # measuring forgetting
     "pictures_needed": [pictures_needed],
     "layer_distance": [layer_distance],
     "canvas": [canvas],
-    # 10 · baselines
+    # baselines
     "erasing_target": [erasing_target],
     "negative_prompt_scale": [lambda guidance, eta: 1 + guidance * eta],
     "matching_ema": [lambda m, theirs, ours: m ** (theirs / ours)],
     "front": [front, lambda points: set(front(points))],
-    # 11 · the papers' tables
+    # the papers' tables
     "rank_correlation": [lambda a, b: stats.spearmanr(a, b).statistic],
     "verdict": [verdict],
 }
 
 WRONG = {
-    # 01 · diffusion basics
+    # diffusion basics
     "snr": [
         lambda a: a.sqrt() / (1 - a).sqrt(),  # amplitudes
         lambda a: (1 - a) / a,  # upside down
@@ -293,34 +300,41 @@ WRONG = {
     ],
     "steer_away": [
         lambda n, c, k, g, s: n + g * (c - n) + s * (k - n),  # towards the concept
-        lambda n, c, k, g, s: n + g * (c - n) - s * k,  # away from the prediction, not from the direction
+        # away from the prediction, not from the direction
+        lambda n, c, k, g, s: n + g * (c - n) - s * k,
         lambda n, c, k, g, s: n + g * (c - n) - s * (k - c),  # measured from the prompt
         lambda n, c, k, g, s: k + g * (c - k),  # a negative prompt, without a dial
     ],
     "eta_step": [eta_without_discount, eta_linear_variance, eta_large_variance],
-    # 02 · attention hooks
+    # attention hooks
     "word_map": [
         lambda passes, column, size: word_map(passes, column, size) * len(passes),  # sums
-        lambda passes, column, size: word_map([A[:1] for A in passes], column, size),  # the unconditional half
+        # the unconditional half
+        lambda passes, column, size: word_map([A[:1] for A in passes], column, size),
         lambda passes, column, size: word_map(passes, column, size).T,
         lambda passes, column, size: word_map([A[:, :1] for A in passes], column, size),  # one head
         word_map_by_pixels,
     ],
     "hide_weight": [
-        lambda columns, tokens: hide_weight(columns, tokens)[len(columns) :].repeat(2, 1),  # in both halves
+        # in both halves
+        lambda columns, tokens: hide_weight(columns, tokens)[len(columns) :].repeat(2, 1),
         lambda columns, tokens: hide_weight(columns, tokens).flip(0),  # in the first half
         hide_swapped_halves,
         hide_interleaved,
-        lambda columns, tokens: hide_weight([[p for c in columns for p in c]] * len(columns), tokens),  # for all
+        # for all
+        lambda columns, tokens: hide_weight(
+            [[p for c in columns for p in c]] * len(columns), tokens
+        ),
     ],
     "share_out": [
         share_nothing,
         lambda A, weight: share_nothing(A, weight).softmax(-1),
         share_over_pixels,
-        lambda A, weight: share_out(A, weight[:1].expand_as(weight)),  # the first prompt's weight for all
+        # the first prompt's weight for all
+        lambda A, weight: share_out(A, weight[:1].expand_as(weight)),
         share_in_place,
     ],
-    # 03 · re-steering
+    # re-steering
     "resteering": [
         lambda maps: losses.resteering(maps, variant="fmn"),  # squared
         lambda maps: sum(A.flatten(1).norm(dim=1) for A in maps).mean(),  # a norm for each layer
@@ -336,15 +350,19 @@ WRONG = {
     ],
     "balanced": [
         losses.resteering,
-        lambda maps: torch.cat([A.flatten(1) for A in maps], 1).pow(2).mean(1).sqrt().mean(),  # by entries
-        lambda maps: torch.stack([A.pow(2).mean((1, 2, 3)).sqrt() for A in maps]).mean(),  # root first
+        # by entries
+        lambda maps: torch.cat([A.flatten(1) for A in maps], 1).pow(2).mean(1).sqrt().mean(),
+        # root first
+        lambda maps: torch.stack([A.pow(2).mean((1, 2, 3)).sqrt() for A in maps]).mean(),
         lambda maps: torch.stack([A.pow(2).mean((1, 2, 3)) for A in maps]).mean(),  # no root
     ],
-    # 04 · distraction
+    # distraction
     "distraction": [
         lambda maps: losses.distraction(maps, variant="code"),  # over heads and batch together
-        lambda maps: sum((A - 1 / A.shape[2]).flatten(2).norm(dim=2).sum(1) for A in maps).mean(),  # 1 / pixels
-        lambda maps: sum(miss.norm(dim=2).mean(1) for miss in from_even(maps)).mean(),  # the mean of heads
+        # 1 / pixels
+        lambda maps: sum((A - 1 / A.shape[2]).flatten(2).norm(dim=2).sum(1) for A in maps).mean(),
+        # the mean of heads
+        lambda maps: sum(miss.norm(dim=2).mean(1) for miss in from_even(maps)).mean(),
         lambda maps: sum(miss.pow(2).sum((1, 2)) for miss in from_even(maps)).mean(),  # squared
         losses.resteering,
     ],
@@ -360,13 +378,16 @@ WRONG = {
         lambda A: entropy(A.transpose(2, 3)),  # over the tokens
         lambda A: 1 - entropy(A),
     ],
-    # 05 · random stimulus
+    # random stimulus
     "stimulus": [
         lambda maps, noise: sum(miss.norm() for miss in misses(maps, noise)),  # layers, not heads
         lambda maps, noise: stimulus(maps, noise) ** 2,
         lambda maps, noise: sum(miss.flatten(2).norm(dim=2).mean() for miss in misses(maps, noise)),
-        lambda maps, noise: sum(miss.norm(dim=2).sum((1, 2)) for miss in misses(maps, noise)).mean(),  # tokens apart
-        lambda maps, noise: stimulus(maps, noise) * len(maps[0]),  # the sum over pictures
+        # tokens apart
+        lambda maps, noise: sum(
+            miss.norm(dim=2).sum((1, 2)) for miss in misses(maps, noise)
+        ).mean(),
+        lambda maps, noise: stimulus(maps, noise) * len(maps[0]),  # the sum over images
         lambda maps, noise: losses.random_stimulus(maps),  # noise of its own
         lambda maps, noise: losses.resteering(misses(maps, noise)),
     ],
@@ -378,46 +399,53 @@ WRONG = {
         lambda entries, width: width * math.sqrt(entries) / 2,  # the largest miss
     ],
     "paired": [
-        lambda a, b: ((a - b).mean(), (a.var() / len(a) + b.var() / len(b)).sqrt()),  # as if seeds were not shared
+        # as if seeds were not shared
+        lambda a, b: ((a - b).mean(), (a.var() / len(a) + b.var() / len(b)).sqrt()),
         lambda a, b: ((a - b).mean(), (a - b).std()),
         lambda a, b: ((a - b).mean(), (a - b).std(correction=0) / len(a) ** 0.5),
         lambda a, b: ((b - a).mean(), (a - b).std() / len(a) ** 0.5),
         lambda a, b: (a - b).mean(),
     ],
-    # 06 · Forget-Me-Not
+    # Forget-Me-Not
     "fold_mask": [
         lambda mask, heads: mask[:, None].repeat(heads, 1, 1),  # the release's
-        lambda mask, heads: mask.any(0).expand(heads * len(mask), 1, -1),  # everybody's columns for all
-        lambda mask, heads: mask[:1].expand(heads * len(mask), -1)[:, None],  # the first picture's
+        # everybody's columns for all
+        lambda mask, heads: mask.any(0).expand(heads * len(mask), 1, -1),
+        lambda mask, heads: mask[:1].expand(heads * len(mask), -1)[:, None],  # the first image's
         lambda mask, heads: ~fold_mask(mask, heads),
         lambda mask, heads: fold_mask(mask, heads)[:, 0],
     ],
     "visual_loss": [
         lambda x_t, eps, target, a: F.mse_loss(guess(x_t, eps, a), target),  # the target moves too
-        lambda x_t, eps, target, a: visual_loss(x_t, eps, target, a[:1].expand_as(a)),  # one alpha_bar for all
+        # one alpha_bar for all
+        lambda x_t, eps, target, a: visual_loss(x_t, eps, target, a[:1].expand_as(a)),
         lambda x_t, eps, target, a: F.mse_loss(x_t - eps, target),  # not solved for x_0
-        lambda x_t, eps, target, a: visual_loss(x_t, eps, target, a**2),  # alpha_bar taken for its root
-        lambda x_t, eps, target, a: len(x_t) * visual_loss(x_t, eps, target, a),  # the sum over pictures
-        lambda x_t, eps, target, a: visual_loss(x_t, eps.detach(), target, a).requires_grad_(),  # nothing is trained
+        # alpha_bar taken for its root
+        lambda x_t, eps, target, a: visual_loss(x_t, eps, target, a**2),
+        # the sum over images
+        lambda x_t, eps, target, a: len(x_t) * visual_loss(x_t, eps, target, a),
+        # nothing is trained
+        lambda x_t, eps, target, a: visual_loss(x_t, eps.detach(), target, a).requires_grad_(),
     ],
     "min_snr": [
         lambda alpha_bar, gamma: diffusion.snr(alpha_bar),  # no largest weight
         lambda alpha_bar, gamma: (1 / diffusion.snr(alpha_bar)).clamp(max=gamma),  # upside down
-        lambda alpha_bar, gamma: (gamma / diffusion.snr(alpha_bar)).clamp(max=1),  # for a network that predicts noise
+        # for a network that predicts noise
+        lambda alpha_bar, gamma: (gamma / diffusion.snr(alpha_bar)).clamp(max=1),
         lambda alpha_bar, gamma: diffusion.snr(alpha_bar).sqrt().clamp(max=gamma),
         lambda alpha_bar, gamma: diffusion.snr(alpha_bar).clamp(max=5.0),  # gamma ignored
     ],
     "memory": [
-        lambda before, after: F.cosine_similarity(
-            before.mean(1), after.mean(1), dim=-1
-        ).mean(),  # tokens averaged first
-        lambda before, after: F.cosine_similarity(before.flatten(), after.flatten(), dim=0),  # one long vector
+        # tokens averaged first
+        lambda before, after: memory(before.mean(1), after.mean(1)),
+        # one long vector
+        lambda before, after: F.cosine_similarity(before.flatten(), after.flatten(), dim=0),
         lambda before, after: (before * after).sum(-1).mean(),  # not divided by the lengths
         lambda before, after: 1 - memory(before, after),
         lambda before, after: abs(memory(before, after)),
         lambda before, after: F.cosine_similarity(before, after, dim=1).mean(),  # along the tokens
     ],
-    # 07 · G-CiRs
+    # G-CiRs
     "correlation_slope": [
         lambda base, edited: base,  # the sum's
         lambda base, edited: edited / base.numel(),  # with respect to the base
@@ -426,25 +454,29 @@ WRONG = {
         lambda base, edited: base / len(base),
     ],
     "stop_step": [
-        lambda values, tau, momentum, n: stop_step([0.0, *values], tau, momentum, n + 1) - 1,  # m starts at zero
+        # m starts at zero
+        lambda values, tau, momentum, n: stop_step([0.0, *values], tau, momentum, n + 1) - 1,
         lambda values, tau, momentum, n: stop_step(values, tau, 0.0, n),  # not smoothed
         lambda values, tau, momentum, n: stop_step(values, tau, 1 - momentum, n),  # shares swapped
         lambda values, tau, momentum, n: stop_step(values, tau, momentum, 1),  # min_steps forgotten
-        lambda values, tau, momentum, n: stop_step(values, tau, momentum, n) - 1,  # counted from zero
+        # counted from zero
+        lambda values, tau, momentum, n: stop_step(values, tau, momentum, n) - 1,
         stop_step_sticky,
     ],
     "eta_gradients": [
         lambda first, second, detach: eta_gradients(first, second, True),  # always detached
         lambda first, second, detach: eta_gradients(first, second, False),  # never
         lambda first, second, detach: eta_gradients(second, first, detach)[::-1],  # upside down
-        lambda first, second, detach: eta_gradients(first, second, detach)[::-1],  # the wrong way round
+        # the wrong way round
+        lambda first, second, detach: eta_gradients(first, second, detach)[::-1],
         lambda first, second, detach: eta_gradients(first, second, detach, signed=True),
     ],
-    # 08 · SepME
+    # SepME
     "null_space": [
         lambda A, tolerance: svd(A)[2][len(A) :].T,  # rows counted, not the rank
         lambda A, tolerance: svd(A)[2][:, rank(A, tolerance) :],  # columns of Vh
-        lambda A, tolerance: svd(A)[2][int((svd(A)[1] > tolerance).sum()) :].T,  # an absolute tolerance
+        # an absolute tolerance
+        lambda A, tolerance: svd(A)[2][int((svd(A)[1] > tolerance).sum()) :].T,
         lambda A, tolerance: null_space(A, 0.0),  # exact zeros
         lambda A, tolerance: 2 * null_space(A, tolerance),
         lambda A, tolerance: null_space(A, tolerance).T,
@@ -457,7 +489,7 @@ WRONG = {
         lambda width, length: (width - 1) / (length - 1),
         lambda width, length: width // (length - 1),
     ],
-    # 09 · measuring forgetting
+    # measuring forgetting
     "pictures_needed": [
         lambda top: math.ceil(3 / top),  # the rule of three, for another interval
         lambda top: math.ceil(1.96**2 / top),  # without the z^2 below
@@ -470,25 +502,39 @@ WRONG = {
         lambda a, b: layer_distance(a, b).sqrt(),
         lambda a, b: layer_distance(a, b) * a.shape[2] * a.shape[3],  # summed over places
         lambda a, b: layer_distance(a, b) / a.shape[1],  # averaged over channels
-        lambda a, b: layer_distance(a, b).mean(),  # one number for all pictures
-        lambda a, b: layer_distance(a.transpose(1, 2), b.transpose(1, 2)),  # normalised along rows of places
-        lambda a, b: (F.normalize(a.flatten(1), dim=1) - F.normalize(b.flatten(1), dim=1)).pow(2).sum(1),  # all at once
-        lambda a, b: (a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)).pow(2).sum(1).mean((1, 2)),
+        lambda a, b: layer_distance(a, b).mean(),  # one number for all images
+        # normalised along rows of places
+        lambda a, b: layer_distance(a.transpose(1, 2), b.transpose(1, 2)),
+        # all at once
+        lambda a, b: (
+            (F.normalize(a.flatten(1), dim=1) - F.normalize(b.flatten(1), dim=1)).pow(2).sum(1)
+        ),
+        lambda a, b: (
+            (a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True))
+            .pow(2)
+            .sum(1)
+            .mean((1, 2))
+        ),
     ],
     "canvas": [
-        lambda *given: (1 - canvas(*given)[0], *canvas(*given)[1:]),  # what is left, not what is gone
+        # what is left, not what is gone
+        lambda *given: (1 - canvas(*given)[0], *canvas(*given)[1:]),
         lambda *given: (canvas(*given)[0], *canvas(*given)[:0:-1]),  # IRA and CRA swapped
         canvas_of_all,
-        lambda *given: (canvas(*given)[0], *canvas(*given[:2], given[0][0][0], 0)[1:]),  # retained: always by style
+        # retained: always by style
+        lambda *given: (canvas(*given)[0], *canvas(*given[:2], given[0][0][0], 0)[1:]),
     ],
-    # 10 · baselines
+    # baselines
     "erasing_target": [
         lambda null, c, eta, newer: null - eta * (c - null),  # one sense for both
         lambda null, c, eta, newer: c - eta * (c - null),
         lambda null, c, eta, newer: erasing_target(null, c, eta, not newer),  # swapped
         lambda null, c, eta, newer: erasing_target(null, c, -eta, newer),  # towards the concept
-        lambda null, c, eta, newer: erasing_target(null, c, eta + newer, False),  # the wrong way round
-        lambda null, c, eta, newer: (1 - eta) * null + eta * c if not newer else c - eta * (c - null),
+        # the wrong way round
+        lambda null, c, eta, newer: erasing_target(null, c, eta + newer, False),
+        lambda null, c, eta, newer: (
+            (1 - eta) * null + eta * c if not newer else c - eta * (c - null)
+        ),
     ],
     "negative_prompt_scale": [
         lambda guidance, eta: guidance * eta,  # counted from eps_c
@@ -512,17 +558,20 @@ WRONG = {
         lambda points: [i for i in range(len(points)) if i not in front(points)],  # the beaten
         lambda points: front(list(dict.fromkeys(points))),  # equal points once
     ],
-    # 11 · the papers' tables
+    # the papers' tables
     "rank_correlation": [
         lambda a, b: np.corrcoef(a, b)[0, 1],  # of the values
         lambda a, b: np.corrcoef(np.argsort(a), np.argsort(b))[0, 1],  # positions, not ranks
-        lambda a, b: np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1],  # equal values apart
+        # equal values apart
+        lambda a, b: np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1],
         lambda a, b: stats.kendalltau(a, b).statistic,
         lambda a, b: abs(stats.spearmanr(a, b).statistic),
     ],
     "verdict": [
         lambda d: "holds" if np.mean(d) > 0 else "does not hold",  # the sign alone
-        lambda d: "holds" if min(d) > 0 else "does not hold" if max(d) < 0 else "cannot be told here",
+        lambda d: (
+            "holds" if min(d) > 0 else "does not hold" if max(d) < 0 else "cannot be told here"
+        ),
         lambda d: verdict(d, t=lambda p, k: 1.96),  # the normal's
         lambda d: verdict(d, ddof=0),
         lambda d: verdict(d, root=False),  # of one training, not of the mean

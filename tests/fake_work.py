@@ -1,34 +1,46 @@
-"""The jobs of the tables without their work: each writes what it was asked for, and a line to a log when it is done."""
+"""The jobs of the tables without their work: each writes what it was asked for, and logs it.
+
+The standard library alone, so that a worker starts at once.
+"""
 
 import json
-import os
+import runpy
 import time
 from pathlib import Path
 
+FILES = Path(__file__).resolve().parents[1] / "helpers" / "files.py"
+complete = runpy.run_path(str(FILES))["complete"]  # without ``helpers``, which imports torch
 LOG = Path("done.log")
 
 
 def _finish(path: str, content, *, folder: bool = False) -> None:
     time.sleep(0.05)
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if folder:
-        temporary.mkdir()
-        (temporary / "report.json").write_text(json.dumps(content))
-    else:
-        temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+    with complete(path) as temporary:
+        if folder:
+            temporary.mkdir()
+        (temporary / "report.json" if folder else temporary).write_text(json.dumps(content))
     with open(LOG, "a") as file:
         file.write(f"{path}\n")
 
 
-def draw(options, prompt, seeds, path):
+def claim(options, path):
+    Path(path).write_text(json.dumps(options["sampling"]))
+
+
+def sample_base(options, prompt, seeds, path):
     _finish(path, [prompt, seeds])
 
 
-def prepare(options, concepts, images, seed, path):
-    _finish(path, [concepts, images, seed])
+def sample_judge_images(options, style, path):
+    _finish(path, style)
+
+
+def train_judge(options, files, path):
+    _finish(path, files)
+
+
+def sample_training_images(options, concepts, count, seed, path):
+    _finish(path, [concepts, count, seed])
 
 
 def train(options, method, concepts, settings, seed, folder, names):
@@ -37,10 +49,11 @@ def train(options, method, concepts, settings, seed, folder, names):
 
 def measure(options, files, counts, base, path):
     parts = [json.loads((Path(file).parent / "report.json").read_text()) for file in files]
-    _finish(path, [parts, counts, {c: json.loads(Path(file).read_text()) for c, file in base.items()}])
+    before = {concept: json.loads(Path(file).read_text()) for concept, file in base.items()}
+    _finish(path, [parts, counts, before])
 
 
-def describe(options, file, attack, folder):
+def evaluate_edit(options, file, attack, folder):
     _finish(folder, [file, attack], folder=True)
 
 

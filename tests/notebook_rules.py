@@ -1,4 +1,4 @@
-"""What every notebook of the course must satisfy; ``test_notebooks.py`` applies it, and tries it on bad notebooks."""
+"""What every notebook must satisfy; ``test_notebooks.py`` applies it, also to bad notebooks."""
 
 import ast
 import importlib
@@ -6,19 +6,21 @@ import re
 
 import nbformat
 
-SETUP = """# Set-up, the same in every notebook: find the kit; on Colab, clone it and install only what Colab lacks.
+SETUP = """# Set-up, the same in every notebook: find the kit; on Colab, clone it, install the rest.
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-root = next((p for p in [Path.cwd(), *Path.cwd().parents] if (p / "helpers" / "worlds.py").exists()), None)
+here = [Path.cwd(), *Path.cwd().parents]
+root = next((p for p in here if (p / "helpers" / "worlds.py").exists()), None)
 if root is None:
     repository = os.environ.get("LETHE_REPOSITORY", "https://github.com/lethe-course/lethe")
     subprocess.run(["git", "clone", "--depth", "1", repository, "lethe"], check=True)
     root = Path("lethe").resolve()
-missing = [name for name in ("diffusers", "transformers", "lpips") if importlib.util.find_spec(name) is None]
+needed = ("diffusers", "transformers", "lpips")
+missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 os.chdir(root)
@@ -37,7 +39,8 @@ def lines(cell) -> int:
 def without_docstrings(node: ast.AST) -> str:
     """The syntax tree of a definition as text, its docstrings taken out."""
     for inner in ast.walk(node):
-        if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner) is not None:
+        definition = isinstance(inner, ast.FunctionDef | ast.ClassDef)
+        if definition and ast.get_docstring(inner) is not None:
             inner.body = inner.body[1:]
     return ast.dump(node)
 
@@ -60,7 +63,7 @@ def output_text(cell) -> str:
 
 
 def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
-    """Everything about a notebook that breaks the rules, in words; an empty list is a good notebook."""
+    """Everything about a notebook that breaks the rules, in words; nothing for a good one."""
     said, cells = [], notebook.cells
     code = [c for c in cells if c.cell_type == "code"]
     text = [c for c in cells if c.cell_type == "markdown"]
@@ -96,7 +99,8 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
             continue
         if lines(cell) > 25 and "setup" not in tags(cell):
             said.append(f"{where} has {lines(cell)} lines of code")
-        if "setup" not in tags(cell) and re.search(r"^\s*try:", cell.source, re.M) and "import" in cell.source:
+        tries = re.search(r"^\s*try:", cell.source, re.M)
+        if "setup" not in tags(cell) and tries and "import" in cell.source:
             said.append(f"{where} wraps an import in try")
         if re.search(r"from .* import \*", cell.source):
             said.append(f"{where} imports *")
@@ -114,7 +118,8 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
             said.append(f"{where} shows a path of a machine")
         address = cell.metadata.get("lethe", {}).get("same_as")
         if address:
-            mine = next(n for n in ast.parse(cell.source).body if isinstance(n, ast.FunctionDef | ast.ClassDef))
+            kinds = ast.FunctionDef | ast.ClassDef
+            mine = next(n for n in ast.parse(cell.source).body if isinstance(n, kinds))
             if without_docstrings(mine) != without_docstrings(helper_definition(address)):
                 said.append(f"{where} and {address} differ")
     whole = "\n".join(c.source for c in text)
@@ -127,9 +132,13 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
     counts = [c.execution_count for c in code if c.source.strip()]
     if counts != sorted(c for c in counts if c is not None):
         said.append("cells were not run from top to bottom")
-    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    widgets = notebook.metadata.get("widgets", {})
+    state = widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
     if any(widget["model_name"] == "OutputModel" for widget in state.values()):
-        said.append("an Output widget (interact, interactive): papermill may wait for it for ever (nbclient issue 312)")
+        said.append(
+            "an Output widget (interact, interactive): papermill may wait for it for ever "
+            "(nbclient issue 312)"
+        )
     if size > 700_000:
         said.append(f"the file has {size // 1000} kB, more than 700")
     return said

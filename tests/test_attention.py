@@ -1,4 +1,4 @@
-"""Cross-attention: the processor, what is recorded, which tokens, which layers, and what is hidden."""
+"""Cross-attention: the processor, what is recorded, tokens and their layers, and what is hidden."""
 
 import math
 
@@ -35,7 +35,8 @@ def predict(world, prompts, *, guided=False, noise=None):
 def inputs(attn, b=2, n=16, tokens=5):
     generator = torch.Generator().manual_seed(0)
     width, text_width = attn.to_q.in_features, attn.to_k.in_features
-    return torch.randn(b, n, width, generator=generator), torch.randn(b, tokens, text_width, generator=generator)
+    hidden = torch.randn(b, n, width, generator=generator)
+    return hidden, torch.randn(b, tokens, text_width, generator=generator)
 
 
 def naive(attn, hidden, text):
@@ -52,7 +53,7 @@ def naive(attn, hidden, text):
     return A, attn.to_out[0](out)
 
 
-# --- the processor ----------------------------------------------------------------------------------------------------
+# --- the processor --------------------------------------------------------------------------------
 
 
 def test_processor_equals_diffusers_and_a_naive_restatement(tiny_world):
@@ -76,13 +77,14 @@ def test_processor_without_text_is_self_attention(tiny_world):
 def test_half_precision_scores_do_not_overflow(tiny_world):
     attn = next(iter(cross_attentions(tiny_world.unet).values()))
     hidden, text = inputs(attn)
-    q, k = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden), attn.to_k(text)))
+    q, k = (
+        x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        for x in (attn.to_q(hidden), attn.to_k(text))
+    )
     largest = (q @ k.transpose(-1, -2)).abs().max()
     with torch.no_grad():
-        for part in (
-            attn.to_q,
-            attn.to_k,
-        ):  # scores over float16's 65504 before the division by sqrt(d), under it after
+        # scores over float16's 65504 before the division by sqrt(d), under it after
+        for part in (attn.to_q, attn.to_k):
             part.weight.mul_((1e5 / largest).sqrt())
     kept = []
     AttentionProcessor(kept.append)(attn.half(), hidden.half(), text.half())
@@ -102,7 +104,10 @@ def test_weights_follow_each_prompt_and_the_releases_tiling_does_not(tiny_world)
     weight = torch.ones(2, text.shape[1])
     weight[0, 1], weight[1, 3] = 0.0, 0.0
     ours = AttentionProcessor(weight=weight)(attn, hidden, text)
-    loop = [AttentionProcessor(weight=weight[i : i + 1])(attn, hidden[i : i + 1], text[i : i + 1]) for i in range(2)]
+    loop = [
+        AttentionProcessor(weight=weight[i : i + 1])(attn, hidden[i : i + 1], text[i : i + 1])
+        for i in range(2)
+    ]
     torch.testing.assert_close(ours, torch.cat(loop))
 
     def released(mask):
@@ -116,13 +121,14 @@ def test_weights_follow_each_prompt_and_the_releases_tiling_does_not(tiny_world)
     torch.testing.assert_close(ours, released(weight.repeat_interleave(attn.heads, 0)))
     assert not torch.allclose(ours, released(weight.repeat(attn.heads, 1)), atol=1e-4)
     same = torch.ones(2, text.shape[1])
-    same[:, 1] = 0.0  # one concept in the whole batch: the tiling happens to be right, which is why it went unseen
+    # one concept in the whole batch: the tiling happens to be right, which is why it went unseen
+    same[:, 1] = 0.0
     torch.testing.assert_close(
         AttentionProcessor(weight=same)(attn, hidden, text), released(same.repeat(attn.heads, 1))
     )
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def test_cross_attentions_stand_in_the_order_of_execution(tiny_world):
@@ -141,13 +147,16 @@ def test_cross_attentions_stand_in_the_order_of_execution(tiny_world):
 
 
 def test_unknown_or_empty_layers_raise(tiny_world):
-    with pytest.raises(ValueError, match=r"attn9.*mid_block"), record(tiny_world.unet, layers=["attn9"]):
+    with (
+        pytest.raises(ValueError, match=r"attn9.*mid_block"),
+        record(tiny_world.unet, layers=["attn9"]),
+    ):
         pass
     with pytest.raises(ValueError, match="empty"), record(tiny_world.unet, layers=[]):
         pass
 
 
-# --- recording --------------------------------------------------------------------------------------------------------
+# --- recording ------------------------------------------------------------------------------------
 
 
 def test_record_keeps_every_pass_and_changes_nothing(tiny_world):
@@ -160,7 +169,8 @@ def test_record_keeps_every_pass_and_changes_nothing(tiny_world):
     assert list(maps) == list(layers)
     for name, passes in maps.items():
         assert len(passes) == 2
-        assert passes[0].shape[:2] == (2, layers[name].heads) and passes[0].shape[3] == tiny_world.text_length
+        assert passes[0].shape[:2] == (2, layers[name].heads)
+        assert passes[0].shape[3] == tiny_world.text_length
         torch.testing.assert_close(passes[0].sum(-1), torch.ones(passes[0].shape[:3]))
     assert len({passes[0].shape[2] for passes in maps.values()}) > 1  # several resolutions
     assert torch.equal(predict(tiny_world, TWO), before)
@@ -169,17 +179,21 @@ def test_record_keeps_every_pass_and_changes_nothing(tiny_world):
 def test_record_equals_the_naive_probabilities_inside_the_model(tiny_world):
     name, attn = list(cross_attentions(tiny_world.unet).items())[-1]
     seen = []
-    handle = attn.register_forward_pre_hook(lambda _, args, kw: seen.append((args[0], kw)), with_kwargs=True)
+    handle = attn.register_forward_pre_hook(
+        lambda _, args, kw: seen.append((args[0], kw)), with_kwargs=True
+    )
     with record(tiny_world.unet, layers=[name]) as maps:
         predict(tiny_world, TWO)
     handle.remove()
     (hidden, keywords), *_ = seen
-    torch.testing.assert_close(maps[name][0], naive(attn, hidden, keywords["encoder_hidden_states"])[0])
+    expected, _ = naive(attn, hidden, keywords["encoder_hidden_states"])
+    torch.testing.assert_close(maps[name][0], expected)
 
 
 def test_processors_come_back_even_after_an_exception(tiny_world):
     def now():
-        return {name: id(module.processor) for name, module in cross_attentions(tiny_world.unet).items()}
+        layers = cross_attentions(tiny_world.unet)
+        return {name: id(module.processor) for name, module in layers.items()}
 
     before = now()
     with record(tiny_world.unet):
@@ -204,10 +218,13 @@ def test_processors_come_back_even_after_an_exception(tiny_world):
 def test_hooks_do_not_nest(tiny_world):
     columns = find_tokens(tiny_world, TWO[:1], "church")
     with record(tiny_world.unet):
-        with pytest.raises(RuntimeError, match="hooked already"), zeroed(tiny_world, columns, guided=False):
+        with (
+            pytest.raises(RuntimeError, match="hooked already"),
+            zeroed(tiny_world, columns, guided=False),
+        ):
             pass
         with pytest.raises(RuntimeError, match="hooked already"):
-            sample(tiny_world, TWO[:1], [0], steps=1, zero="church", progress=False)
+            sample(tiny_world, TWO[:1], [0], steps=1, hide="church", progress=False)
 
 
 def test_chosen_columns_and_layers_only(tiny_world):
@@ -241,18 +258,20 @@ def test_token_maps_are_the_mean_over_heads_row_by_row():
     maps = token_maps(A)
     assert maps.shape == (2, 4, 3, 3)
     for i, token, pixel in ((0, 1, 5), (1, 3, 7)):
-        torch.testing.assert_close(maps[i, token, pixel // 3, pixel % 3], A[i, :, pixel, token].mean())
+        value = maps[i, token, pixel // 3, pixel % 3]
+        torch.testing.assert_close(value, A[i, :, pixel, token].mean())
     with pytest.raises(ValueError, match="square"):
         token_maps(torch.rand(1, 2, 8, 4))
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 
 def test_find_tokens_names_every_occurrence_and_the_whole_phrase(tiny_world):
     prompts = ["a church in the style of Twemoji", "church church", "Twemoji church"]
     assert find_tokens(tiny_world, prompts, "church") == [[2], [1, 2], [2]]
-    lorry = find_tokens(tiny_world, ["a articulated lorry", "articulated lorry"], "articulated lorry")
+    prompts = ["a articulated lorry", "articulated lorry"]
+    lorry = find_tokens(tiny_world, prompts, "articulated lorry")
     assert lorry == [[2, 3], [1, 2]]
     (overlapping,) = find_tokens(tiny_world, ["dog dog dog"], "dog dog")
     assert overlapping == [1, 2, 3]  # each position once
@@ -273,26 +292,30 @@ def test_an_empty_phrase_raises(tiny_world, phrase):
         find_tokens(tiny_world, ["a church"], phrase)
 
 
-def test_roles_tell_the_end_mark_from_padding_of_the_same_id(tiny_world):
+def test_roles_tell_eos_from_padding_of_the_same_id(tiny_world):
     ids = tiny_world.token_ids(["Twemoji church"])[0]
     roles = token_roles(tiny_world, "Twemoji church")
-    assert roles == ["start", "twemoji", "church", "end", *["padding"] * (tiny_world.text_length - 4)]
+    assert roles == ["BOS", "twemoji", "church", "EOS", *["padding"] * (tiny_world.text_length - 4)]
     assert ids[3] == ids[-1]  # why a mask by id flags the padding too
     assert len(token_roles(tiny_world, "")) == tiny_world.text_length
 
 
 def test_a_word_changes_the_states_after_it_and_none_before(tiny_world):
-    one, other = tiny_world.encode(["a church in the style of Twemoji", "a castle in the style of Twemoji"])
-    at = find_tokens(tiny_world, ["a church in the style of Twemoji"], "church")[0][0]
+    prompts = [f"a {thing} in the style of Twemoji" for thing in ("church", "castle")]
+    one, other = tiny_world.encode(prompts)
+    at = find_tokens(tiny_world, prompts[:1], "church")[0][0]
     torch.testing.assert_close(one[:at], other[:at])
     assert ((one - other)[at:].norm(dim=-1) > 0).all()
 
 
-# --- hiding -----------------------------------------------------------------------------------------------------------
+# --- hiding ---------------------------------------------------------------------------------------
 
 
 def test_zeroed_changes_the_conditional_half_only(tiny_world):
-    columns = [find_tokens(tiny_world, TWO[:1], "church")[0], find_tokens(tiny_world, TWO[1:], "dog")[0]]
+    columns = [
+        find_tokens(tiny_world, TWO[:1], "church")[0],
+        find_tokens(tiny_world, TWO[1:], "dog")[0],
+    ]
     plain = predict(tiny_world, TWO, guided=True)
     with zeroed(tiny_world, columns, guided=True):
         hidden = predict(tiny_world, TWO, guided=True)
@@ -317,18 +340,21 @@ def test_zeroed_batches_equal_single_prompts(tiny_world):
 
 def test_hiding_nothing_raises(tiny_world):
     for columns in ([], [[1], []]):
-        with pytest.raises(ValueError, match="nothing to hide"), zeroed(tiny_world, columns, guided=True):
+        with (
+            pytest.raises(ValueError, match="nothing to hide"),
+            zeroed(tiny_world, columns, guided=True),
+        ):
             pass
 
 
 def test_sampling_with_a_hidden_phrase_restores_the_model(tiny_world):
     plain = sample(tiny_world, TWO[:1], [3], steps=2, progress=False)
-    hidden = sample(tiny_world, TWO[:1], [3], steps=2, zero="church", progress=False)
+    hidden = sample(tiny_world, TWO[:1], [3], steps=2, hide="church", progress=False)
     assert not torch.allclose(plain, hidden)
     assert torch.equal(sample(tiny_world, TWO[:1], [3], steps=2, progress=False), plain)
 
 
-# --- the panel --------------------------------------------------------------------------------------------------------
+# --- the panel ------------------------------------------------------------------------------------
 
 
 def test_panel_redraws_the_figure_of_the_plain_call(tiny_world):
@@ -339,11 +365,11 @@ def test_panel_redraws_the_figure_of_the_plain_call(tiny_world):
     titles = {1: "a", 2: "church"}
     image = torch.rand(3, 16, 16)
     figure = widgets.attention_figure(image, maps, titles, layer=last, step=0)
-    assert [ax.get_title() for ax in figure.axes[:3]] == ["picture", "a", "church"]
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["image", "a", "church"]
     panel = widgets.attention_panel(image, maps, titles, layer=last, step=0)
     relative = widgets.attention_figure(image, maps, titles, layer=last, step=0, relative=True)
-    drawn = [torch.as_tensor(ax.images[1].get_array().data).mean().item() for ax in relative.axes[1:3]]
-    assert drawn == pytest.approx([1.0, 1.0], abs=1e-5)
+    shown = [torch.as_tensor(ax.images[1].get_array().data) for ax in relative.axes[1:3]]
+    assert [values.mean().item() for values in shown] == pytest.approx([1.0, 1.0], abs=1e-5)
     controls, picture = panel.children
     steps, layers = controls.children
     opened = bytes(picture.value)
@@ -351,14 +377,15 @@ def test_panel_redraws_the_figure_of_the_plain_call(tiny_world):
     steps.value = 1
     assert picture.value != opened
     steps.value, layers.value = 0, first
-    assert picture.value == widgets.png(widgets.attention_figure(image, maps, titles, layer=first, step=0))
+    figure = widgets.attention_figure(image, maps, titles, layer=first, step=0)
+    assert picture.value == widgets.png(figure)
     with pytest.raises(ValueError, match="step 2"):
         widgets.attention_figure(image, maps, titles, layer=last, step=2)
     with pytest.raises(ValueError, match="attn9"):
         widgets.attention_figure(image, maps, titles, layer="attn9", step=0)
 
 
-# --- exercise 3 of notebook 02 ----------------------------------------------------------------------------------------
+# --- sharing out ----------------------------------------------------------------------------------
 
 
 def test_sharing_out_all_from_a_position_on_equals_a_text_cut_there(tiny_world):

@@ -17,3 +17,13 @@ def test_what_is_not_finished_is_not_there(tmp_path):
     with complete(tmp_path / "folder") as temporary:
         temporary.mkdir()
     assert not (tmp_path / "folder" / "old").exists()
+
+
+def test_a_file_takes_no_folder_s_place(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "years.txt").write_text("of work")
+    with pytest.raises(IsADirectoryError, match="'results' is a folder"):
+        with complete(tmp_path / "results") as temporary:
+            temporary.write_text("a file")
+    assert (tmp_path / "results" / "years.txt").read_text() == "of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

@@ -1,4 +1,4 @@
-"""The judge of Stable Diffusion's pictures, with ResNets of random weights: what can be told offline."""
+"""The judge of Stable Diffusion's images, with ResNets of random weights, offline."""
 
 import urllib.error
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from helpers import judge_sd, renders
+from helpers import concepts, judge_sd
 from helpers.judge import BLANK
 
 COLOURS = {"Van Gogh": (1.0, 0.2, 0.1), "Picasso": (0.1, 0.3, 1.0), BLANK: (0.5, 0.5, 0.5)}
@@ -25,7 +25,7 @@ def offline(monkeypatch):
         monkeypatch.setattr(torchvision.models, name, unweighted)
 
 
-def pictures(n: int) -> dict[str, torch.Tensor]:
+def images_of_colours(n: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     noise = {name: 0.05 * torch.rand(n, 3, 32, 32, generator=generator) for name in COLOURS}
     return {
@@ -35,22 +35,24 @@ def pictures(n: int) -> dict[str, torch.Tensor]:
 
 
 def test_the_last_layer_learns_styles_and_the_judge_reads_it(offline, tmp_path):
-    accuracy = judge_sd.train_styles(pictures(10), tmp_path / "head.safetensors", lr=0.1)
+    accuracy = judge_sd.train_styles(images_of_colours(10), tmp_path / "head.safetensors", lr=0.1)
     assert accuracy > 0.9  # on the three of ten that it did not see
     judge = judge_sd.load_judge(tmp_path / "head.safetensors")
-    assert judge.style_names == list(COLOURS) and judge.styles(pictures(2)["Picasso"] / 255) == ["Picasso", "Picasso"]
-    assert judge.gives(pictures(2)["Van Gogh"] / 255, "Van Gogh").all()
+    assert judge.style_names == list(COLOURS)
+    images = images_of_colours(2)
+    assert judge.styles(images["Picasso"] / 255) == ["Picasso", "Picasso"]
+    assert judge.gives(images["Van Gogh"] / 255, "Van Gogh").all()
     assert judge.features(torch.rand(2, 3, 32, 32)).shape == (2, 512 + 2048)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["head.safetensors"]
 
 
 def test_objects_are_imagenet_s(offline, tmp_path):
-    judge_sd.train_styles(pictures(4), tmp_path / "head.safetensors", epochs=1)
+    judge_sd.train_styles(images_of_colours(4), tmp_path / "head.safetensors", epochs=1)
     judge = judge_sd.load_judge(tmp_path / "head.safetensors")
     assert len(judge.thing_names) == 1000
     categories = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     assert all(categories[judge.thing_names.index(name)] == name for name in judge_sd.IMAGENET)
-    assert set(judge_sd.IMAGENET) == set(renders.concepts()["stable_diffusion"]["objects"])
+    assert set(judge_sd.IMAGENET) == set(concepts.concepts()["stable_diffusion"]["objects"])
     assert judge.probabilities(torch.rand(1, 3, 32, 32), "thing").shape == (1, 1000)
     with pytest.raises(ValueError, match="Elon Musk"):
         judge.gives(torch.rand(1, 3, 32, 32), "Elon Musk")

@@ -27,7 +27,8 @@ def test_links_and_figures_exist(path):
         if cell.cell_type == "markdown":
             for target in re.findall(r"\]\(([^)#\s]+)", cell.source):
                 if not re.match(r"https?:|mailto:|attachment:", target):
-                    assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
+                    there = (path.parent / target).exists()
+                    assert there, f"{path.name} links to {target}, which is not there"
 
 
 def edit_first(notebook):
@@ -39,7 +40,8 @@ def edit_setup(notebook):
 
 
 def edit_parameters(notebook):
-    next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])).source = "a = 1  # untyped"
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source = "a = 1  # untyped"
 
 
 def edit_wall(notebook):
@@ -53,7 +55,8 @@ def edit_stderr(notebook):
 
 def edit_path(notebook):
     cell = next(c for c in notebook.cells if c.cell_type == "code")
-    cell.outputs.append(nbformat.v4.new_output("stream", name="stdout", text="/" + "home/someone/file"))
+    text = "/" + "home/someone/file"
+    cell.outputs.append(nbformat.v4.new_output("stream", name="stdout", text=text))
 
 
 def edit_unrun(notebook):
@@ -61,7 +64,8 @@ def edit_unrun(notebook):
 
 
 def edit_long(notebook):
-    [c for c in notebook.cells if c.cell_type == "code"][-1].source = "\n".join(f"x{i} = {i}" for i in range(30))
+    last = [c for c in notebook.cells if c.cell_type == "code"][-1]
+    last.source = "\n".join(f"x{i} = {i}" for i in range(30))
 
 
 def edit_star(notebook):

@@ -8,14 +8,16 @@ from helpers.nullspace import normalised_rref, null_space, null_space_report
 
 
 def random(rows, width, seed=0):
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, width, generator=generator, dtype=torch.float64)
 
 
 def test_by_hand():
     """x + y = 0 and z = 0: one direction, (1, -1, 0) / sqrt 2."""
     S = null_space(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
     assert S.shape == (3, 1)
-    assert torch.allclose(S.abs().flatten(), torch.tensor([0.5**0.5, 0.5**0.5, 0.0], dtype=torch.float64))
+    expected = torch.tensor([0.5**0.5, 0.5**0.5, 0.0], dtype=torch.float64)
+    assert torch.allclose(S.abs().flatten(), expected)
     assert S[0, 0] * S[1, 0] < 0
 
 
@@ -24,7 +26,8 @@ def test_spans_what_sympy_finds(basis):
     A = torch.randint(-3, 4, (4, 9), generator=torch.Generator().manual_seed(1)).double()
     A[3] = A[0] - 2 * A[1]  # rank 3
     solutions = sympy.Matrix(A.int().tolist()).nullspace()
-    theirs = torch.tensor([[float(v) for v in column] for column in solutions], dtype=torch.float64).T
+    columns = [[float(v) for v in column] for column in solutions]
+    theirs = torch.tensor(columns, dtype=torch.float64).T
     ours = basis(A)
     assert ours.shape == theirs.shape == (9, 6)
     assert (A @ ours).abs().max() < 1e-12
@@ -53,11 +56,13 @@ def test_an_increment_in_the_null_space_leaves_protected_states_alone():
 
 
 def test_real_text_states_share_their_first_row(tiny_world):
-    """Causal encoding: the start state is the same in all prompts, so rank grows by less than the text length."""
+    """Causal encoding: BOS has the same state in all prompts, so the rank grows by less than the
+    text length for each prompt."""
     length = tiny_world.text_length
     A = tiny_world.encode(["", "church"])
     assert torch.allclose(A[0, 0], A[1, 0], atol=1e-6)
-    assert torch.linalg.matrix_rank(A.flatten(0, 1).double(), rtol=1e-6) <= min(2 * length - 1, A.shape[-1])
+    rank = torch.linalg.matrix_rank(A.flatten(0, 1).double(), rtol=1e-6)
+    assert rank <= min(2 * length - 1, A.shape[-1])
 
 
 @pytest.mark.parametrize(

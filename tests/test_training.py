@@ -1,20 +1,18 @@
-"""The one loop: its updates against plain Adam, early stop, clipping, resume; and the pictures that it reads."""
+"""The one loop: its updates against plain Adam, its hooks, early stop, clipping, and resume."""
 
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
-from conftest import randomise
-from PIL import Image
 
-from helpers import training
-from helpers.edits import Edit
-from helpers.methods import METHODS
-from helpers.training import Schedule, drawn_images, folder_images, new_increments, predict, run, select_parameters
+from helpers import training, unlearn
+from helpers.checkpoint import load_checkpoint
+from helpers.methods import METHODS, module_of, options_of
+from helpers.training import Problem, Training, accumulated, backward, run
 
 
-def problem(n=6):
+def problem(n=6, weights=None, **more):
     """A least-squares problem with noise drawn from the step's generator."""
     w = torch.zeros(n, requires_grad=True)
 
@@ -22,49 +20,73 @@ def problem(n=6):
         target = torch.arange(n) + 0.1 * torch.randn(n, generator=generator)
         return {"fit": (w - target).pow(2).mean(), "size": w.pow(2).mean()}
 
-    return {"w": w}, terms
+    return Problem({"w": w}, lambda: {"w": w}, terms, weights or {"fit": 1.0, "size": 0.5}, **more)
+
+
+def trained(found, options=None, **more):
+    """The history of a problem; its leaves have moved."""
+    return run(found, options or Training(steps=5, lr=0.1), progress=False, **more)
+
+
+def dying(found, at):
+    """The same problem, killed when the terms of a step are asked for."""
+
+    def terms(step, generator, stopped):
+        if step == at:
+            raise KeyboardInterrupt
+        return found.terms(step, generator, stopped)
+
+    return replace(found, terms=terms)
 
 
 def test_equals_plain_adam():
-    parameters, terms = problem()
-    run(
-        parameters,
-        terms,
-        {"fit": 1.0, "size": 0.5},
-        Schedule(steps=5, lr=0.1, decay="constant", clip=None),
-        progress=False,
-    )
-    w, other = problem()
-    optimizer = torch.optim.Adam([w["w"]], lr=0.1)
+    ours = problem()
+    trained(ours, Training(steps=5, lr=0.1, decay="constant", clip=None))
+    theirs = problem()
+    optimizer = torch.optim.Adam([theirs.leaves["w"]], lr=0.1)
     for step in range(5):
-        values = other(step, torch.Generator().manual_seed(step), frozenset())
+        values = theirs.terms(step, torch.Generator().manual_seed(step), frozenset())
         optimizer.zero_grad()
         (values["fit"] + 0.5 * values["size"]).backward()
         optimizer.step()
-    assert torch.equal(parameters["w"], w["w"])
+    assert torch.equal(ours.leaves["w"], theirs.leaves["w"])
+
+
+def test_seeds_give_each_run_its_own_noise():
+    ends = []
+    for seed in (0, 0, 1):
+        found = problem()
+        trained(found, seed=seed)
+        ends.append(found.leaves["w"].detach())
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
 
 
 def test_history_logs_terms_apart_and_the_statistic():
-    parameters, terms = problem()
-    history = run(parameters, terms, {"fit": 1.0, "size": 0.5}, Schedule(steps=4, lr=0.1), progress=False)
+    history = trained(problem(), Training(steps=4, lr=0.1))
     assert [row["step"] for row in history] == [0, 1, 2, 3]
     m = history[0]["total"]
     for row in history[1:]:
         m = 0.9 * m + 0.1 * row["total"]
         assert math.isclose(row["statistics"]["total"], m, rel_tol=1e-6)
-    assert all(math.isclose(row["total"], row["fit"] + 0.5 * row["size"], rel_tol=1e-5) for row in history)
+    for row in history:
+        assert math.isclose(row["total"], row["fit"] + 0.5 * row["size"], rel_tol=1e-5)
 
 
 def test_zero_steps_change_nothing():
-    parameters, terms = problem()
-    assert run(parameters, terms, {"fit": 1.0, "size": 1.0}, Schedule(steps=0), progress=False) == []
-    assert torch.equal(parameters["w"], torch.zeros(6))
+    found = problem()
+    assert trained(found, Training(steps=0)) == []
+    assert torch.equal(found.leaves["w"], torch.zeros(6))
 
 
 def test_early_stop_counts_updates():
-    parameters, terms = problem()
-    schedule = Schedule(steps=50, lr=0.5, stop_below={"fit": 1e9}, min_steps=7)
-    assert len(run(parameters, terms, {"fit": 1.0, "size": 0.0}, schedule, progress=False)) == 7
+    found = problem(weights={"fit": 1.0, "size": 0.0}, stop_below={"fit": 1e9}, min_steps=7)
+    assert len(trained(found, Training(steps=50, lr=0.5))) == 7
+
+
+def test_the_statistic_s_momentum_is_the_problem_s():
+    history = trained(problem(momentum=0.5), Training(steps=2, lr=0.1))
+    expected = 0.5 * (history[0]["total"] + history[1]["total"])
+    assert math.isclose(history[1]["statistics"]["total"], expected, rel_tol=1e-6)
 
 
 def test_a_stopped_term_rests_while_another_goes_on():
@@ -75,31 +97,24 @@ def test_a_stopped_term_rests_while_another_goes_on():
         every = {"a": a.pow(2).mean(), "b": b.pow(2).mean()}
         return {name: value for name, value in every.items() if name not in stopped}
 
-    schedule = Schedule(steps=10, lr=0.01, stop_below={"a": 1e9, "b": -1.0}, min_steps=3, decay="constant")
-    history = run({"a": a, "b": b}, terms, {"a": 1.0, "b": 1.0}, schedule, progress=False)
+    found = Problem(
+        {"a": a, "b": b}, dict, terms, {"a": 1.0, "b": 1.0}, stop_below={"a": 1e9, "b": -1.0},
+        min_steps=3,
+    )  # fmt: skip
+    history = trained(found, Training(steps=10, lr=0.01, decay="constant"))
     assert len(history) == 10 and history[-1]["stopped"] == ["a"] and "a" not in history[3]
-    assert a[0].item() == pytest.approx(0.97, abs=1e-4) and b[0].item() == pytest.approx(
-        0.90, abs=1e-3
-    )  # Adam: lr a step
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    parameters, terms = problem()
-    weights, path = {"fit": 1.0, "size": 0.1}, tmp_path / "c.safetensors"
-    schedule = Schedule(steps=2, checkpoint=str(path))
-    history = run(parameters, terms, weights, schedule, save_every=2, progress=False)
-    with pytest.raises(ValueError, match="seed differ"):
-        run(parameters, terms, weights, replace(schedule, seed=1), progress=False)
-    moved = path.rename(tmp_path / "moved.safetensors")  # under another name it is still this run's
-    assert run(parameters, terms, weights, replace(schedule, checkpoint=str(moved)), progress=False) == history
+    assert a[0].item() == pytest.approx(0.97, abs=1e-4)  # Adam: lr a step, of three steps
+    assert b[0].item() == pytest.approx(0.90, abs=1e-3)
 
 
 def test_clipping_clips():
+    """Adam forgets a gradient's scale but for its epsilon, 1e-8: a tiny one moves nothing."""
     moved = {}
-    for clip in (None, 1e-12):  # Adam forgets a gradient's scale but for its epsilon, 1e-8: a tiny one moves nothing
-        parameters, terms = problem()
-        run(parameters, terms, {"fit": 1.0, "size": 0.0}, Schedule(steps=1, lr=0.1, clip=clip), progress=False)
-        moved[clip] = parameters["w"].abs().sum().item()
+    for clip in (None, 1e-12):
+        found = problem()
+        history = trained(found, Training(steps=1, lr=0.1, clip=clip))
+        moved[clip] = found.leaves["w"].abs().sum().item()
+        assert ("grad_norm" in history[0]) == (clip is not None)
     assert moved[1e-12] < 0.01 * moved[None]
 
 
@@ -109,137 +124,329 @@ def test_gradients_do_not_pile_up_unless_asked():
         w = torch.zeros(1, requires_grad=True)
         grads = seen.setdefault(accumulate, [])
         w.register_post_accumulate_grad_hook(lambda p, grads=grads: grads.append(p.grad.item()))
-        schedule = Schedule(steps=3, lr=1e-9, clip=None, accumulate_grads=accumulate)
-        run({"w": w}, lambda step, g, stopped, w=w: {"a": w.sum()}, {"a": 1.0}, schedule, progress=False)
+        found = Problem({"w": w}, dict, lambda step, g, stopped, w=w: {"a": w.sum()}, {"a": 1.0})
+        trained(found, Training(steps=3, lr=1e-9, clip=None, accumulate_grads=accumulate))
     assert seen == {False: [1.0, 1.0, 1.0], True: [1.0, 2.0, 3.0]}
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_resume_is_bit_exact(tmp_path, accumulate):
-    """Killed after step 4 (last checkpoint at 4), continued: the same bits as ten steps without a stop."""
-    weights = {"fit": 1.0, "size": 0.1}
-    schedule = Schedule(steps=10, lr=0.1, accumulate_grads=accumulate)
-    kept = replace(schedule, checkpoint=str(tmp_path / "c.safetensors"))
-    whole, terms = problem()
-    expected = run(whole, terms, weights, schedule, progress=False)
-
-    part, terms = problem()
-
-    def dies(step, generator, stopped):
-        if step == 5:
-            raise KeyboardInterrupt
-        return terms(step, generator, stopped)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(part, dies, weights, kept, save_every=2, progress=False)
-    again, terms = problem()
-    history = run(again, terms, weights, kept, save_every=2, progress=False)
-    assert torch.equal(again["w"], whole["w"]) and history == expected
+def test_a_leaf_that_a_step_does_not_touch_rests():
+    """Even where gradients pile up: what a step adds nothing to gets none."""
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    leaves = {"a": a, "b": b}
+    for gradients in (backward, accumulated):
+        gradients({"x": (a + b).sum()}, {"x": 2.0}, leaves)
+        loss = gradients({"x": (3 * a).sum()}, {"x": 2.0}, leaves)
+        assert loss.item() == 12.0 and b.grad is None
+        assert a.grad.tolist() == ([6.0] * 2 if gradients is backward else [8.0] * 2)
+        a.grad = b.grad = None
 
 
 def test_nan_stops_with_the_step():
     w = torch.zeros(1, requires_grad=True)
     terms = lambda step, g, stopped: {"a": w.sum() * (float("nan") if step == 2 else 1.0)}  # noqa: E731
     with pytest.raises(FloatingPointError, match="step 2"):
-        run({"w": w}, terms, {"a": 1.0}, Schedule(steps=5), progress=False)
+        trained(Problem({"w": w}, dict, terms, {"a": 1.0}))
 
 
-def test_select_parameters(tiny_world):
-    unet = tiny_world.unet
-    every = {name for name, _ in unet.named_parameters()}
-    assert set(select_parameters(unet, "xattn")) == {name for name in every if "attn2." in name}
-    assert set(select_parameters(unet, "kv")) == {n for n in every if "attn2.to_k" in n or "attn2.to_v" in n}
-    assert set(select_parameters(unet, "unet")) == every
-    with pytest.raises(ValueError, match="selects no parameter"):
-        select_parameters(unet, "kv", within=["conv_in"])
-    with pytest.raises(ValueError, match="unknown group"):
-        select_parameters(unet, "cross")
+# --- the places to hook in
 
 
-@pytest.mark.parametrize("bad", [{"steps": -1}, {"batch_size": 0}, {"lr": 0.0}, {"decay": "step"}])
-def test_bad_schedule(bad):
-    with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
-        Schedule(**bad)
+def test_gradients_may_be_masked():
+    """What a mask leaves out stays as it was, to the bit; the rest is trained (ANT, SalUn)."""
+    mask = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
+
+    def masked(terms, weights, leaves):
+        loss = backward(terms, weights, leaves)
+        for leaf in leaves.values():
+            leaf.grad *= mask
+        return loss
+
+    found, plain = problem(gradients=masked), problem()
+    start = torch.randn(6, generator=torch.Generator().manual_seed(0))
+    for each in (found, plain):
+        each.leaves["w"].data.copy_(start)
+        trained(each, Training(steps=8, lr=0.1))
+    w = found.leaves["w"].detach()
+    assert torch.equal(w[mask == 0], start[mask == 0])
+    assert ((w - start)[mask == 1].abs() > 0.1).all()
+    assert not torch.equal(plain.leaves["w"][mask == 0], start[mask == 0])
 
 
-def test_a_schedule_carries_every_training_option():
-    given = {"steps": 7, "lr": 0.2, "batch_size": 3, "decay": "constant", "clip": None, "accumulate_grads": True}
-    options = training.Training(**given, checkpoint="c.safetensors")
-    assert all(getattr(options, field.name) != field.default for field in fields(options))  # each one is told apart
-    assert options.schedule(5) == Schedule(**asdict(options), seed=5)
-    stops = {"stop_below": {"fit": 0.5}, "momentum": 0.8, "min_steps": 3}
-    assert options.schedule(5, **stops) == Schedule(**asdict(options), seed=5, **stops)
+def test_gradients_are_told_the_terms_apart_with_their_weights():
+    """Surgery on the gradient of one term needs the terms themselves (DoCo)."""
+    seen = []
+
+    def of_fit_only(terms, weights, leaves):
+        seen.append((sorted(terms), dict(weights)))
+        return backward({"fit": terms["fit"]}, weights, leaves)
+
+    found, plain = problem(gradients=of_fit_only), problem(weights={"fit": 1.0, "size": 0.0})
+    history = trained(found)
+    trained(plain)
+    assert seen == [(["fit", "size"], {"fit": 1.0, "size": 0.5})] * 5
+    assert torch.equal(found.leaves["w"], plain.leaves["w"])
+    assert history[-1]["size"] > 0  # logged nevertheless
 
 
-@pytest.mark.parametrize("module", dict.fromkeys(METHODS.values()), ids=lambda module: module.__name__)
-def test_the_options_of_every_method_begin_with_those_of_training(module):
-    options = module.Options(steps=7, lr=0.2, checkpoint="c.safetensors")
-    schedule = options.schedule(3)
-    assert all(getattr(schedule, field.name) == getattr(options, field.name) for field in fields(training.Training))
-    assert (schedule.steps, schedule.lr, schedule.checkpoint, schedule.seed) == (7, 0.2, "c.safetensors", 3)
-    with pytest.raises(ValueError, match="steps -1"):
-        module.Options(steps=-1)
+def test_after_step_is_told_how_many_updates_were_made():
+    asked, at = [], []
+    found = problem()
+
+    def after(done):
+        asked.append(done)
+        at.append(found.leaves["w"][1].item())  # after the update, not before
+
+    found.after_step = after
+    assert len(trained(found)) == 5 and asked == [1, 2, 3, 4, 5]
+    assert at[0] != 0.0 and at[-1] == found.leaves["w"][1].item()
 
 
-def test_captions_take_the_templates_of_each_kind_in_turn(tiny_world):
-    assert training.captions(tiny_world, ["Noto", "church"], 3) == (
-        ["Noto", "in the style of Noto", "Noto", "church", "a picture of a church", "church"],
-        ["Noto"] * 3 + ["church"] * 3,
+@pytest.mark.parametrize("answer", [None, False])
+def test_after_step_may_change_the_leaves(answer):
+    """A proximal step, or a norm that is pulled: the next step starts from there."""
+    found = problem()
+
+    @torch.no_grad()
+    def clamp(done):
+        found.leaves["w"].clamp_(max=0.15)
+        return answer
+
+    found.after_step = clamp
+    history = trained(found, Training(steps=5, lr=0.1, decay="constant"))
+    assert len(history) == 5 and found.leaves["w"].max() == torch.tensor(0.15)
+
+
+def test_after_step_may_end_the_run():
+    asked = []
+    found = problem(after_step=lambda done: asked.append(done) or done == 3)
+    history = trained(found, Training(steps=50))
+    assert [row["step"] for row in history] == [0, 1, 2] and asked == [1, 2, 3]
+
+
+def test_a_run_that_after_step_ended_is_not_gone_on_with(tmp_path):
+    """Its last checkpoint says nothing of the end: it must not be of the step that ended it."""
+    options = Training(steps=20, lr=0.1, checkpoint=tmp_path / "c.safetensors")
+    first = problem(after_step=lambda done: done == 6)
+    expected = trained(first, options, save_every=2)
+    again = problem(after_step=lambda done: done == 6)
+    assert trained(again, options, save_every=2) == expected and len(expected) == 6
+    assert torch.equal(again.leaves["w"], first.leaves["w"])
+
+
+# --- checkpoints
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "c.safetensors"
+    options = Training(steps=2, checkpoint=str(path))
+    history = trained(problem(), options, save_every=2)
+    with pytest.raises(ValueError, match="seed differ"):
+        trained(problem(), options, seed=1)
+    moved = path.rename(tmp_path / "moved.safetensors")  # under another name it is still this run's
+    assert trained(problem(), replace(options, checkpoint=str(moved))) == history
+    with pytest.raises(ValueError, match="holds w"):
+        found = problem()
+        found.leaves = {"v": found.leaves["w"]}
+        trained(found, replace(options, checkpoint=moved))
+
+
+OTHER = {
+    "steps": 7, "lr": 0.2, "batch_size": 3, "decay": "constant", "clip": None,
+    "accumulate_grads": True,
+}  # fmt: skip
+
+
+def test_every_option_tells_runs_apart(tmp_path):
+    """The schedule, what a method adds to it, when to stop, and who the run belongs to."""
+    assert OTHER.keys() | {"checkpoint"} == {field.name for field in fields(Training)}
+
+    @dataclass(frozen=True)
+    class Options(Training):
+        eta: float = 1.0
+
+    options = Options(steps=4, lr=0.1, checkpoint=tmp_path / "c.safetensors")
+    identity = {"method": "esd", "concepts": ["church"], "base": {"unet": "0"}}
+    trained(problem(), options, save_every=2, identity=identity)
+    assert len(trained(problem(), options, identity=identity)) == 4
+    for name, value in {**OTHER, "eta": 2.0}.items():
+        what = "options" if name == "eta" else name
+        with pytest.raises(ValueError, match=f"{what} differ.*file of its own"):
+            trained(problem(), replace(options, **{name: value}), identity=identity)
+    stops = {"stop_below": {"fit": 0.1}, "momentum": 0.8, "min_steps": 3}
+    for name, value in stops.items():
+        with pytest.raises(ValueError, match=f"{name} differ"):
+            trained(problem(**{name: value}), options, identity=identity)
+    others = {"method": "sdd", "concepts": ["dog"], "base": {"unet": "1"}}
+    for name, value in others.items():
+        with pytest.raises(ValueError, match=f"another run .*{name} differ"):
+            trained(problem(), options, identity={**identity, name: value})
+
+
+def test_a_checkpoint_of_another_method_or_concept_is_refused(tiny_world, cache, tmp_path):
+    path = tmp_path / "c.safetensors"
+    how = {"steps": 20, "images": 1, "batch_size": 1, "checkpoint": path, "progress": False}
+    edit = unlearn(tiny_world, "church", "resteering", **how)
+    assert path.exists()
+    with pytest.raises(ValueError, match="concepts differ"):
+        unlearn(tiny_world, "dog", "resteering", **how)
+    with pytest.raises(ValueError, match="method"):
+        unlearn(tiny_world, "church", "distraction", **{**how, "lam": edit.meta["options"]["lam"]})
+    next(tiny_world.unet.parameters()).data.add_(1e-3)
+    tiny_world._digests.clear()
+    with pytest.raises(ValueError, match="base differ"):
+        unlearn(tiny_world, "church", "resteering", **how)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_resume_is_bit_exact(tmp_path, accumulate):
+    """Killed after step 4 (last checkpoint at 4), continued: the same bits as ten steps at once."""
+    weights = {"fit": 1.0, "size": 0.1}
+    options = Training(steps=10, lr=0.1, accumulate_grads=accumulate)
+    saved = replace(options, checkpoint=tmp_path / "c.safetensors")
+    whole = problem(weights=weights)
+    expected = trained(whole, options)
+    with pytest.raises(KeyboardInterrupt):
+        trained(dying(problem(weights=weights), 5), saved, save_every=2)
+    again = problem(weights=weights)
+    assert trained(again, saved, save_every=2) == expected
+    assert torch.equal(again.leaves["w"], whole.leaves["w"])
+
+
+def test_resume_knows_what_has_stopped(tmp_path):
+    def stops():
+        return problem(stop_below={"fit": 1e9, "size": -1.0}, min_steps=3)
+
+    options = Training(steps=8, lr=0.1, checkpoint=tmp_path / "c.safetensors")
+    whole = trained(stops(), replace(options, checkpoint=None))
+    with pytest.raises(KeyboardInterrupt):
+        trained(dying(stops(), 5), options, save_every=2)
+    seen, again = [], stops()
+    terms = again.terms
+    again.terms = lambda step, generator, stopped: (
+        seen.append(stopped) or terms(step, generator, stopped)
     )
-    assert training.captions(tiny_world, ["old man", "church"], 2, training.BARE) == (
-        ["old man", "old man", "church", "church"],
-        ["old man", "old man", "church", "church"],
-    )
-    assert training.captions(tiny_world, ["Noto"], 0) == ([], [])
-    with pytest.raises(ValueError, match="unicorn"):
-        training.captions(tiny_world, ["unicorn"], 1)
+    assert trained(again, options) == whole
+    assert seen == [frozenset({"fit"})] * 4
 
 
-def test_training_seeds_of_two_runs_are_apart():
-    assert training.training_seeds(0, 3) == [500_000, 500_001, 500_002] and training.training_seeds(2, 1) == [502_000]
-    assert not set(training.training_seeds(0, 1000)) & set(training.training_seeds(1, 1000))
+def averaged():
+    """A problem whose increments are a moving average of its leaves, as SDD's teacher is."""
+    found = problem()
+    teacher = {"w": torch.zeros(6), "b": torch.zeros(1)}
+
+    def follow(done):
+        teacher["w"].lerp_(found.leaves["w"].detach(), 0.1)
+        teacher["b"].add_(1.0)
+
+    found.state, found.after_step, found.delta = teacher, follow, lambda: teacher
+    return found
 
 
-def test_drawn_images_are_kept(tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr("helpers.training.CACHE", tmp_path)
-    first = drawn_images(tiny_world, ["church"], [1], steps=2)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1 and not list(tmp_path.glob("*.partial"))
-    monkeypatch.setattr("helpers.training.sample", None)  # a second drawing would fail
-    assert torch.equal(first, drawn_images(tiny_world, ["church"], [1], steps=2))
-    with pytest.raises(TypeError):
-        drawn_images(tiny_world, ["church"], [2], steps=2)
+def test_state_is_kept_with_checkpoints(tmp_path):
+    path = tmp_path / "c.safetensors"
+    options = Training(steps=9, lr=0.1)
+    whole = averaged()
+    expected = trained(whole, options)
+    with pytest.raises(KeyboardInterrupt):
+        trained(dying(averaged(), 7), options, save_every=4, checkpoint=path)
+    groups, metadata = load_checkpoint(path)
+    assert set(groups["state"]) == {"w", "b"} and groups["state"]["b"].item() == 4.0
+    assert len(metadata["history"]) == 4
+    again = averaged()
+    assert trained(again, options, checkpoint=path) == expected
+    for name, value in whole.state.items():
+        assert torch.equal(again.state[name], value) and torch.equal(again.delta()[name], value)
+    assert again.state["b"].item() == 9.0
 
 
-def test_folder_images(tmp_path):
-    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "b.png")
-    Image.new("L", (16, 32), 128).save(tmp_path / "a.jpg")
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.warns(UserWarning, match=r"broken\.png"):
-        images = folder_images(tmp_path, 16)
-    assert images.shape == (2, 3, 16, 16)
-    assert images[1, 0].min() > 0.99 and images[1, 1].max() < 0.01  # sorted by name: the red one is second
+# --- options
 
 
-def test_folders_without_pictures(tmp_path):
-    with pytest.raises(ValueError, match="no readable picture"):
-        folder_images(tmp_path, 16)
-    with pytest.raises(ValueError, match="nowhere"):
-        folder_images(tmp_path / "nowhere", 16)
-    (tmp_path / "broken.png").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="broken"), pytest.raises(ValueError, match="no readable picture"):
-        folder_images(tmp_path, 16)
+@pytest.mark.parametrize(
+    "bad", [{"steps": -1}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"decay": "step"}]
+)
+def test_bad_training(bad):
+    (name, value), *_ = bad.items()
+    with pytest.raises(ValueError, match=rf"{name}.*{value}"):
+        Training(**bad)
 
 
-def test_predict_is_the_network_with_the_edit_applied(tiny_world):
-    """theta + delta by functional_call against the increments merged into the weights: the same numbers."""
-    increments = randomise(new_increments(tiny_world.unet))
-    x = torch.randn(2, *tiny_world.latent_shape, generator=torch.Generator().manual_seed(0))
-    t, states = torch.tensor([10, 700]), tiny_world.encode(["church", ""])
-    ours = predict(tiny_world.unet, increments, x, t, states)
-    base = tiny_world.unet(x, t, states).sample
-    with tiny_world.applied(Edit({name: value.detach() for name, value in increments.items()})):
-        assert torch.equal(ours, tiny_world.unet(x, t, states).sample)
-    assert torch.equal(base, predict(tiny_world.unet, {}, x, t, states)) and not torch.allclose(ours, base)
-    ours.sum().backward()
-    assert all(value.grad is not None for value in increments.values())
-    assert not any(p.requires_grad for p in tiny_world.unet.parameters())
+def test_the_rate_falls_to_a_tenth_or_stays():
+    cosine, constant = (Training(steps=10, lr=0.2, decay=d) for d in ("cosine", "constant"))
+    assert [constant.rate(step) for step in (0, 5, 10)] == [0.2] * 3
+    assert cosine.rate(0) == 0.2 and cosine.rate(10) == pytest.approx(0.02)
+    assert cosine.rate(5) == pytest.approx(0.11)
+    rates = [cosine.rate(step) for step in range(11)]
+    assert rates == sorted(rates, reverse=True)
+    assert Training(steps=0).rate(0) == Training.lr
+
+
+def test_the_rate_reaches_adam(monkeypatch):
+    """A gradient of one sign moves a leaf by Adam's rate at each step."""
+    w = torch.zeros(1, requires_grad=True)
+    at = []
+    found = Problem(
+        {"w": w}, dict, lambda step, g, stopped: {"a": -w.sum()}, {"a": 1.0},
+        after_step=lambda done: at.append(w.item()),
+    )  # fmt: skip
+    options = Training(steps=6, lr=0.1, clip=None)
+    trained(found, options)
+    moves = [b - a for a, b in zip([0.0, *at], at, strict=False)]
+    assert moves == pytest.approx([options.rate(step) for step in range(6)], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_options_of_every_method_begin_with_those_of_training(name):
+    kind = module_of(name).Options
+    assert issubclass(kind, Training)
+    assert [f.name for f in fields(kind)][: len(fields(Training))] == [
+        f.name for f in fields(Training)
+    ]
+    options = options_of(name, {"steps": 7, "lr": 0.2, "checkpoint": "c.safetensors"})
+    assert (options.steps, options.lr, options.checkpoint) == (7, 0.2, "c.safetensors")
+    with pytest.raises(ValueError, match="steps is -1: want 0 or more"):
+        options_of(name, {"steps": -1})
+
+
+def test_presets_never_overwrite_the_user_s_word():
+    released = options_of("gcirs", {"variant": "code-jan"})
+    assert released.accumulate_grads and not options_of("gcirs", {}).accumulate_grads
+    given = {"variant": "code-jan", "accumulate_grads": False}
+    assert options_of("gcirs", given).accumulate_grads is False
+    kumari, sepme = (options_of("abconcept", {"variant": v}) for v in ("paper", "sepme-code"))
+    assert (kumari.group, kumari.prior) == ("kv", 1.0)
+    assert (sepme.group, sepme.prior) == ("xattn", 10.0)
+    given = {"variant": "sepme-code", "group": "kv", "prior": 0.0}
+    mine = options_of("abconcept", given)
+    assert (mine.group, mine.prior) == ("kv", 0.0)
+    mine = options_of("sepme", {"variant": "code-head", "penalty": "w-mean"})
+    assert mine.penalty == "w-mean" and mine.accumulate_grads
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if hasattr(module_of(n), "VARIANTS")])
+def test_every_preset_may_be_taken_back(name):
+    """Each field that a variant sets, given with its default: the default wins."""
+    module = module_of(name)
+    defaults = module.Options()
+    for variant, presets in module.VARIANTS.items():
+        chosen = options_of(name, {"variant": variant})
+        for field, value in presets.items():
+            assert getattr(chosen, field) == value != getattr(defaults, field)
+            given = {"variant": variant, field: getattr(defaults, field)}
+            assert getattr(options_of(name, given), field) == getattr(defaults, field)
+
+
+def test_what_the_checks_say():
+    @dataclass(frozen=True)
+    class Options(Training):
+        share: float | None = 0.5
+
+    options = Options()
+    training.at_least(options, 0, "share", "lr")
+    with pytest.raises(ValueError, match=r"share is 0\.5: want 1 or more"):
+        training.at_least(options, 1, "share")
+    with pytest.raises(ValueError, match=r"share is 0\.5: want more than 0\.5"):
+        training.above(options, 0.5, "share")
+    training.at_least(Options(share=None), 1, "share")
+    with pytest.raises(ValueError, match="unknown decay 'step': choose from 'constant', 'cosine'"):
+        Options(decay="step")

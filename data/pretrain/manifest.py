@@ -1,16 +1,33 @@
-"""Write ``manifest.json`` (SHA-256 of every file) in each folder of weights: ``python data/pretrain/manifest.py``."""
+"""Write ``manifest.json``, the SHA-256 of every file, in each folder of data and weights.
+
+    python data/pretrain/manifest.py
+
+The model card and its figures are not listed: they may change while the weights stay.
+"""
 
 import hashlib
 import json
+from pathlib import Path
 
 from common import ROOT
 
-for name in ("emoji-diffusion", "judge", "lpips", "emoji"):
-    folder = ROOT / "data" / name
-    if not folder.exists():  # the judge and the backbone of LPIPS come last
-        continue
-    skipped = {"manifest.json", "evaluation.json", "README.md"}
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in skipped)
-    digests = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+FOLDERS = ("emoji-diffusion", "judge", "lpips", "emoji")
+SKIPPED = {"manifest.json", "evaluation.json", "README.md"}
+
+
+def write_manifest(folder: Path) -> None:
+    """The digests of one folder's files, by their paths within it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in SKIPPED)
+    digests = {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
     (folder / "manifest.json").write_text(json.dumps(digests, indent=1) + "\n")
-    print(f"{name}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
+    size = sum(p.stat().st_size for p in files) / 1e6
+    print(f"{folder.name}: {len(files)} files, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    for name in FOLDERS:
+        folder = ROOT / "data" / name
+        if folder.exists():  # the judge and the backbone of LPIPS come last
+            write_manifest(folder)

@@ -1,44 +1,161 @@
-"""Methods: each turns a world and a concept into an ``Edit``. ``unlearn`` is the one door to all of them."""
+"""Methods: each turns a world and a concept into an ``Edit``. ``unlearn`` is the one door to them.
 
-import dataclasses
+A method is a module with ``Options`` and either ``problem(world, concepts, options, seed)``, which
+returns what to train (or several problems, trained in turn, each an edit of its own), or
+``solve(world, concepts, options, seed)``, which returns an ``Edit``; and an entry in
+``data/methods.toml``. Nothing else lists methods.
+"""
+
+import importlib
+import time
+import tomllib
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from types import ModuleType
 
+import diffusers
+import torch
+
+from helpers.concepts import DATA
 from helpers.edits import Edit
-from helpers.methods import abconcept, attention_losses, esd, fmn, fmn_sepme, gcirs, sdd, sepme
+from helpers.parameters import parts_of
+from helpers.training import Delta, Problem, Training, run
 from helpers.worlds import World
 
-METHODS: dict[str, ModuleType] = {
-    "resteering": attention_losses,
-    "distraction": attention_losses,
-    "random_stimulus": attention_losses,
-    "gcirs": gcirs,
-    "sepme": sepme,
-    "esd": esd,
-    "sdd": sdd,
-    "abconcept": abconcept,
-    "fmn_sepme": fmn_sepme,
-    "fmn": fmn,
-}
+
+def catalogue(path: str | Path = DATA / "methods.toml") -> dict[str, dict]:
+    """A catalogue of methods: name -> what its file says of it, in the file's order."""
+    return tomllib.loads(Path(path).read_text())
+
+
+METHODS: dict[str, dict] = catalogue()
+
+
+def module_of(method: str) -> ModuleType:
+    """The module of a method, imported when it is asked for. ValueError for an unknown name."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
+    return importlib.import_module(METHODS[method]["module"])
+
+
+def options_of(method: str, given: dict) -> Training:
+    """A method's options: its defaults, then the variant's presets, and the user's word last.
+
+    ValueError for an option that the method does not have.
+    """
+    module = module_of(method)
+    known = [f.name for f in fields(module.Options)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{method} has no option {', '.join(unknown)}: choose from {', '.join(known)}"
+        )
+    presets = getattr(module, "VARIANTS", {}).get(given.get("variant"), {})
+    return module.Options(**{**presets, **given})
+
+
+def concepts_of(world: World, concept: str | list[str]) -> list[str]:
+    """The concepts asked for. ValueError for none, one named twice, or an unknown one."""
+    concepts = [concept] if isinstance(concept, str) else list(concept)
+    if not concepts or len(set(concepts)) < len(concepts):
+        raise ValueError(f"concepts is {concepts!r}: give different names, at least one")
+    for name in concepts:
+        world.kind(name)
+    return concepts
 
 
 def unlearn(
-    world: World, concept: str | list[str], method: str, *, seed: int = 0, progress: bool = True, **options
-) -> Edit:
-    """Make the world forget one concept, or several at once, and return the edit that does it; the world is unchanged.
+    world: World, concept: str | list[str], method: str, *, seed: int = 0, progress: bool = True,
+    **options,
+) -> Edit:  # fmt: skip
+    """Make the world forget one concept, or several at once; the world itself is unchanged.
 
-    concept: a style, object or person of the world, or a list of them. options: fields of the method's ``Options``.
-    The same seed gives the same edit, to the bit on a CPU. ValueError names an unknown concept, method or option.
+    concept: a style, object or person of the world, or a list of them. options: fields of the
+    method's ``Options``. Returns the ``Edit``. The same seed gives the same edit, to the bit on a
+    CPU. ValueError names an unknown concept, method or option; RuntimeError inside
+    ``world.applied(...)``, where an edited model would be taken for the base.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
-    concepts = [concept] if isinstance(concept, str) else list(concept)
-    if not concepts:
-        raise ValueError("the list of concepts is empty: name at least one")
-    for name in concepts:
-        world.kind(name)
-    module = METHODS[method]
-    known = [f.name for f in dataclasses.fields(module.Options)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{method} has no option {', '.join(unknown)}: choose from {', '.join(known)}")
-    return module.unlearn(world, concepts, method, module.Options(**options), seed=seed, progress=progress)
+    module, chosen = module_of(method), options_of(method, options)
+    concepts = concepts_of(world, concept)
+    if world.is_edited:
+        raise RuntimeError("an edit is applied: leave the `with world.applied(...)` block first")
+    start, made = time.time(), {"method": method, "options": asdict(chosen), "seed": seed}
+    made["versions"] = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    if hasattr(module, "solve"):
+        edit = module.solve(world, concepts, chosen, seed)
+        edit.meta = {**made, "concepts": dict.fromkeys(concepts, 1.0), **edit.meta}
+        touched = [*edit.delta, *(name for a in edit.adapters for name in a.down)]
+        edit.meta["base"] = bases(world, touched)
+    else:
+        problem = module.problem(world, concepts, chosen, seed)
+        prepared = time.time() - start
+        edit = train(world, problem, concepts, chosen, made, progress=progress)
+        edit.meta["timings"] = {"preparation": round(prepared, 2), **edit.meta["timings"]}
+    edit.meta["seconds"] = round(time.time() - start, 1)
+    return edit
+
+
+def bases(world: World, names) -> dict[str, str]:
+    """The fingerprints of the parts that parameters of these full names belong to."""
+    return {part: world.fingerprint(part) for part in parts_of(names)}
+
+
+def train(
+    world: World, problem: Problem | list[Problem], concepts: list[str], options: Training,
+    made: dict, *, progress: bool,
+) -> Edit:  # fmt: skip
+    """Train a problem, or several in turn, whose edits then add up and stay apart as ``parts``.
+
+    Several problems keep their checkpoints in a folder of that name.
+    """
+    if not isinstance(problem, list):
+        return train_one(world, problem, concepts, options, options.checkpoint, made, progress)
+    edits = []
+    for i, one in enumerate(problem):
+        path = options.checkpoint and str(Path(options.checkpoint) / f"{i}.safetensors")
+        edits.append(train_one(world, one, one.concepts or concepts, options, path, made, progress))
+    if len(edits) == 1:
+        only = edits[0]
+        return only if only.parts else replace(only, parts={only.erased[0]: only})
+    whole = Edit.sum(edits)
+    whole.history = [row for edit in edits for row in edit.history]
+    timings = {
+        k: sum(e.meta["timings"].get(k, 0.0) for e in edits) for k in edits[0].meta["timings"]
+    }
+    whole.meta = {**made, "concepts": whole.concepts, "base": whole.base, "timings": timings}
+    return whole
+
+
+def train_one(
+    world: World, problem: Problem, concepts: list[str], options: Training, checkpoint: str | None,
+    made: dict, progress: bool,
+) -> Edit:  # fmt: skip
+    """Run one problem; its edit, with a part for each concept where the problem has some."""
+    training = problem.training or options
+    identity = {
+        "base": bases(world, world.parameters()), "method": made["method"], "concepts": concepts,
+    }  # fmt: skip
+    start = time.time()
+    history = run(
+        problem, training, seed=made["seed"], identity=identity, checkpoint=checkpoint,
+        progress=progress,
+    )  # fmt: skip
+    spent = time.time() - start - sum(problem.timings.values())
+    timings = {**{k: round(v, 2) for k, v in problem.timings.items()}, "training": round(spent, 2)}
+
+    def edit(delta: Delta, names: list[str]) -> Edit:
+        values = {name: value.detach().float().cpu() for name, value in delta.items()}
+        meta = {
+            **made, "concepts": dict.fromkeys(names, 1.0), "base": bases(world, values),
+            "timings": timings,
+        }  # fmt: skip
+        more = problem.meta.get(names[0], {}) if len(names) == 1 else {}
+        return Edit(values, history, {**meta, **more})
+
+    if not problem.parts:
+        return edit(problem.delta(), concepts)
+    parts = {name: edit(delta(), [name]) for name, delta in problem.parts.items()}
+    whole = Edit.sum([replace(part, history=history) for part in parts.values()])
+    whole.history, whole.parts = history, parts
+    whole.meta = {**made, "concepts": whole.concepts, "base": whole.base, "timings": timings}
+    return whole

@@ -1,38 +1,32 @@
-"""Forget-Me-Not: attention re-steering as in its Algorithm 1, the visual denoising loss, and both together.
+"""Forget-Me-Not: attention re-steering as in its Algorithm 1, the visual denoising loss, and both.
 
-Objective: L = attention * L_Attn + visual * L_vis. Fidelity: ``variant="paper"`` is Algorithm 1, the squared attention
-of the concept's own tokens; ``variant="code"`` is what the release computes, one un-squared norm over all layers, of
-the concept's tokens and of every end and padding token. L_vis is the paper's equation, which no release holds; our
-reading is that x0_tilde is compared in latent space, and that the concept's attention is also what goes to the end and
-padding tokens: the causal text encoder fills their states with the concept, so it stays in view when only its own
-tokens are hidden.
+Objective: L = attention * L_Attn + visual * L_vis.
+
+Fidelity: ``variant="paper"`` is Algorithm 1, the squared attention of the concept's own tokens;
+``variant="code"`` is what the release computes, one un-squared norm over all layers, of the
+concept's tokens and of every EOS and padding token. L_vis is the paper's equation, which no release
+holds. Our reading: x0_tilde is compared in latent space, and the concept's attention is also what
+goes to EOS and padding: the causal text encoder fills their states with the concept, so it stays in
+view when only its own tokens are hidden.
 """
 
 import contextlib
-import time
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from helpers import losses
 from helpers.attention import AttentionProcessor, concept_mask, processors
+from helpers.concepts import TEMPLATES
+from helpers.denoise import predict
 from helpers.diffusion import noised, predict_x0, snr, to_latents
-from helpers.edits import Edit
+from helpers.images import augmented, base_images, captions, folder_images
 from helpers.inversion import invert, soft_tokens
-from helpers.training import (
-    TEMPLATES,
-    Training,
-    augmented,
-    captions,
-    drawn_images,
-    finished,
-    folder_images,
-    new_increments,
-    predict,
-    run,
-    training_seeds,
-)
+from helpers.parameters import Dense
+from helpers.seeds import training_seeds
+from helpers.training import Problem, Training, above, at_least
 from helpers.worlds import World
 
 RESTEERING = {"paper": "fmn", "code": "paper"}  # our variant -> that of ``losses.resteering``
@@ -43,164 +37,191 @@ class Options(Training):
     """Options of Forget-Me-Not, each default with its reason."""
 
     attention: float = 1.0  # weight of re-steering; the paper gives none
-    visual: float = 1.0  # weight of the visual denoising loss; the paper gives none, the release has no such loss (0)
-    variant: str = "paper"  # "paper" (Algorithm 1) or "code" (un-squared, end and padding tokens too)
-    hidden: str = "end"  # x0_tilde is blind to the "concept"'s tokens, or to "end" and padding too: these carry it on
-    # keys and values of cross-attention, the paper's target: with queries and outputs too ("xattn") no one rate was found
-    # for a style, an object and a person; the release's default is the whole network, "unet"
+    # weight of the visual denoising loss; the paper gives none, the release has no such loss (0)
+    visual: float = 1.0
+    # Algorithm 1, or un-squared and with EOS and padding tokens
+    variant: Literal["paper", "code"] = "paper"
+    # x0_tilde is blind to the concept's tokens, or to EOS and padding too: these carry it on
+    hidden: Literal["concept", "end"] = "end"
+    # keys and values of cross-attention, the paper's target: with queries and outputs too ("xattn")
+    # no one rate was found for a style, an object and a person; the release trains all, "unet"
     group: str = "kv"
-    weighting: str = "min-snr"  # of L_vis over t, so that noisy t do not rule; "none" is as printed
+    # of L_vis over t, so that noisy t do not rule; "none" is as printed
+    weighting: Literal["none", "min-snr"] = "min-snr"
     gamma: float = 5.0  # largest weight of "min-snr", the value of its paper
-    visual_from: float = 0.0  # L_vis counts between these two shares of the timesteps; the paper uses all of them
-    visual_to: float = 1.0
-    images: str | int = 16  # a folder of the user's pictures, or how many the base model draws for each concept
-    pairs: int = 16  # with a folder: pictures drawn for each concept, since L_vis needs pairs
-    augment: int = 0  # flipped, cropped, coloured copies beside each picture
+    visual_from: float = 0.0  # L_vis counts between these two shares of the timesteps;
+    visual_to: float = 1.0  # the paper uses all of them
+    images: str | int = 16  # a folder of the user's own, or how many the base model samples
+    pairs: int = 16  # with a folder: images sampled for each concept, since L_vis needs pairs
+    augment: int = 0  # flipped, cropped, coloured copies beside each image
     inversion_tokens: int = 0  # soft tokens found first, in place of the name; the release finds 4
-    inversion_steps: int = 60  # enough in the emoji world; the release takes 500 of one picture each
+    inversion_steps: int = 60  # enough in the emoji world; the release takes 500 of one image each
     steps: int = 35  # the release
-    lr: float = 6.5e-4  # for the emoji world; the release takes 2e-6, and asks to tune it for each concept
-    style_pace: float = 0.8  # the rate of a style is so many times lr: at that of an object its neighbours go too
+    lr: float = 6.5e-4  # the release's 2e-6 is for a larger network, to be tuned for each concept
+    lr_scale_for_styles: float = 0.8  # at the rate of an object a style's neighbours go too
     batch_size: int = 4
-    decay: str = "constant"  # the release
-    clip: float | None = 1.0  # the release's intention: it clips nothing, since its list of parameters is used up
+    decay: Literal["constant", "cosine"] = "constant"  # the release
+    # the release's intention: it clips nothing, since its list of parameters is used up
+    clip: float | None = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.style_pace <= 0:
-            raise ValueError(f"style_pace is {self.style_pace}: a factor of the learning rate is above 0")
-        if self.attention < 0 or self.visual < 0 or self.attention + self.visual == 0:
-            raise ValueError(
-                f"attention is {self.attention} and visual {self.visual}: weights are not negative, and not both 0"
-            )
-        for name, choices in (
-            ("variant", ("paper", "code")), ("hidden", ("concept", "end")), ("weighting", ("none", "min-snr")),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
+        above(self, 0, "lr_scale_for_styles")
+        at_least(self, 0, "attention", "visual", "augment", "inversion_tokens")
+        at_least(self, 1, "images", "pairs")
+        if self.attention + self.visual == 0:
+            raise ValueError("attention is 0 and visual 0: at least one loss must count")
         if not 0 <= self.visual_from < self.visual_to <= 1:
             raise ValueError(
                 f"visual_from is {self.visual_from} and visual_to {self.visual_to}: "
                 "want 0 <= visual_from < visual_to <= 1"
             )
-        if (isinstance(self.images, int) and self.images < 1) or self.pairs < 1:
-            raise ValueError(f"images is {self.images} and pairs {self.pairs}: training needs at least one picture")
-        if self.augment < 0 or self.inversion_tokens < 0:
-            raise ValueError(
-                f"augment is {self.augment} and inversion_tokens {self.inversion_tokens}: want 0 for none, or more"
-            )
 
 
 @dataclass(frozen=True)
 class Data:
-    """What training draws from, one row for each picture."""
+    """What training picks from, one row for each image."""
 
     x_0: Tensor  # (n, c, h, w), the reference
     x_0_tilde: Tensor  # (n, c, h, w), its counterpart without the concept
-    paired: Tensor  # (n,), 1 where there is a counterpart, 0 for a user's own picture
+    paired: Tensor  # (n,), 1 where there is a counterpart, 0 for a user's own image
     states: Tensor  # (n, tokens, width), of its caption
     mask: Tensor  # (n, tokens), True at the positions whose attention is to fall
 
 
-def picture_pairs(
-    world: World, concepts: list[str], options: Options, seed: int
-) -> tuple[Tensor, Tensor, list[str], list[str]]:
-    """References beside their counterparts: (n, 2, 3, H, W), (n,) 1 for a true pair, captions, and their concepts.
+@dataclass(frozen=True)
+class Pairs:
+    """References beside their counterparts; an image that has none stands beside itself."""
 
-    A picture that has no counterpart stands beside itself and counts 0.
+    images: Tensor  # (n, 2, 3, H, W)
+    paired: Tensor  # (n,), 1 for a true pair
+    prompts: list[str]
+    owners: list[str]  # the concept of each prompt
+
+    def __add__(self, other: "Pairs") -> "Pairs":
+        return Pairs(
+            torch.cat([self.images, other.images]), torch.cat([self.paired, other.paired]),
+            [*self.prompts, *other.prompts], [*self.owners, *other.owners],
+        )  # fmt: skip
+
+
+def own_pairs(world: World, concepts: list[str], folder: str) -> Pairs:
+    """A folder's images for each concept, without counterparts."""
+    images = folder_images(folder, world.image_size)
+    own = images.repeat(len(concepts), 1, 1, 1)
+    prompts, owners = captions(world, concepts, len(images))
+    return Pairs(torch.stack([own, own], 1), torch.zeros(len(own)), prompts, owners)
+
+
+def sampled_pairs(
+    world: World, concepts: list[str], count: int, options: Options, seed: int
+) -> Pairs:
+    """The base's images of each concept, and the same with its attention set to zero."""
+    prompts, owners = captions(world, concepts, count)
+    seeds = training_seeds(seed, len(prompts))
+    images = others = base_images(world, prompts, seeds)
+    if options.visual:
+        end = options.hidden == "end"
+        masks = [
+            concept_mask(world, [p], c, end=end)[0] for p, c in zip(prompts, owners, strict=True)
+        ]
+        hide = [mask.nonzero()[:, 0].tolist() for mask in masks]
+        others = base_images(world, prompts, seeds, hide=hide)  # x0_tilde
+    paired = torch.full((len(images),), float(bool(options.visual)))
+    return Pairs(torch.stack([images, others], 1), paired, prompts, owners)
+
+
+def training_pairs(world: World, concepts: list[str], options: Options, seed: int) -> Pairs:
+    """The user's own images, if any, and the base's pairs."""
+    if isinstance(options.images, int):
+        return sampled_pairs(world, concepts, options.images, options, seed)
+    own = own_pairs(world, concepts, options.images)
+    if not options.visual:
+        return own
+    return own + sampled_pairs(world, concepts, options.pairs, options, seed)
+
+
+def states_and_mask(
+    world: World, concepts: list[str], pairs: Pairs, options: Options, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Text states of each caption, and where its concept's attention is to fall.
+
+    With ``inversion_tokens``, soft tokens stand in for the name. Returns (n, tokens, width) and
+    (n, tokens), bool.
     """
-    pairs, paired, prompts, owners = [], [], [], []
-
-    def add(images: Tensor, others: Tensor, true: bool, their_prompts: list[str], their_owners: list[str]) -> None:
-        pairs.append(torch.stack([images, others], 1))
-        paired.append(torch.full((len(images),), float(true)))
-        prompts.extend(their_prompts)
-        owners.extend(their_owners)
-
-    count = options.images
-    if not isinstance(options.images, int):
-        folder = folder_images(options.images, world.image_size)
-        own = folder.repeat(len(concepts), 1, 1, 1)
-        add(own, own, False, *captions(world, concepts, len(folder)))
-        count = options.pairs if options.visual else 0
-    if count:
-        drawn_prompts, drawn_owners = captions(world, concepts, count)
-        seeds = training_seeds(seed, len(drawn_prompts))
-        images = others = drawn_images(world, drawn_prompts, seeds)
-        if options.visual:
-            end = options.hidden == "end"
-            masks = [concept_mask(world, [p], c, end=end)[0] for p, c in zip(drawn_prompts, drawn_owners, strict=True)]
-            hidden = [mask.nonzero()[:, 0].tolist() for mask in masks]
-            others = drawn_images(world, drawn_prompts, seeds, hidden=hidden)  # x0_tilde
-        add(images, others, bool(options.visual), drawn_prompts, drawn_owners)
-    return torch.cat(pairs), torch.cat(paired), prompts, owners
-
-
-def training_data(world: World, concepts: list[str], options: Options, seed: int, *, progress: bool = True) -> Data:
-    """Everything that a step needs, computed once: pictures drawn, augmented, encoded; captions encoded and masked."""
-    pairs, paired, prompts, owners = picture_pairs(world, concepts, options, seed)
-    states: list[Tensor] = [None] * len(prompts)
-    mask = torch.zeros(len(prompts), world.text_length, dtype=torch.bool)
+    states: dict[int, Tensor] = {}
+    mask = torch.zeros(len(pairs.prompts), world.text_length, dtype=torch.bool)
     for concept in concepts:
-        rows = [i for i, owner in enumerate(owners) if owner == concept]
-        use = contextlib.nullcontext(concept)
+        rows = [i for i, owner in enumerate(pairs.owners) if owner == concept]
+        phrase_of = contextlib.nullcontext(concept)
         if options.inversion_tokens:
             soft, _ = invert(
-                world, pairs[rows, 0], tokens=options.inversion_tokens, start=concept, steps=options.inversion_steps,
-                template=TEMPLATES[world.kind(concept)][-1], seed=seed, progress=progress,
+                world, pairs.images[rows, 0], tokens=options.inversion_tokens, start=concept,
+                steps=options.inversion_steps, template=TEMPLATES[world.kind(concept)][-1],
+                seed=seed, progress=False,
             )  # fmt: skip
-            use = soft_tokens(world, soft)
-        with use as phrase:
-            said = [prompts[i].replace(concept, phrase) for i in rows]
-            for i, state in zip(rows, world.encode(said).float(), strict=True):
-                states[i] = state
-            mask[rows] = concept_mask(world, said, phrase, end=options.variant == "code")
+            phrase_of = soft_tokens(world, soft)
+        with phrase_of as phrase:
+            prompts = [pairs.prompts[i].replace(concept, phrase) for i in rows]
+            states |= dict(zip(rows, world.encode(prompts).float(), strict=True))
+            end = options.variant == "code"
+            mask[rows] = concept_mask(world, prompts, phrase, end=end)
+    return torch.stack([states[i] for i in range(len(states))]), mask
+
+
+def training_data(world: World, concepts: list[str], options: Options, seed: int) -> Data:
+    """Everything a step needs, computed once: images sampled, augmented, encoded; captions too."""
+    pairs = training_pairs(world, concepts, options, seed)
+    states, mask = states_and_mask(world, concepts, pairs, options, seed)
+    images = pairs.images
     if options.augment:
-        pairs = torch.cat([pairs, augmented(pairs, options.augment, seed=seed)])
-    views = 1 + options.augment
-    latents = torch.cat([to_latents(world, part) for part in pairs.flatten(0, 1).split(16)]).float()
+        images = torch.cat([images, augmented(images, options.augment, seed=seed)])
+    views, on = 1 + options.augment, world.device
+    latents = to_latents(world, images.flatten(0, 1)).float()
     x_0, x_0_tilde = latents.unflatten(0, (-1, 2)).unbind(1)  # each (n, c, h, w)
-    on = world.device
-    return Data(
-        x_0, x_0_tilde, paired.repeat(views).to(on), torch.stack(states).repeat(views, 1, 1),
-        mask.repeat(views, 1).to(on),
-    )  # fmt: skip
+    paired = pairs.paired.repeat(views).to(on)
+    return Data(x_0, x_0_tilde, paired, states.repeat(views, 1, 1), mask.repeat(views, 1).to(on))
 
 
 def visual_weights(alpha_bar: Tensor, options: Options) -> Tensor:
-    """The weight of L_vis at each timestep: zero outside the options' range; inside it 1, or min(snr_t, gamma).
+    """The weight of L_vis at each t: zero outside the range, inside it 1 or min(snr_t, gamma).
 
-    An error of the noise counts 1 / snr_t times in x0_hat, 200 times at the noisiest t of Stable Diffusion: "min-snr"
-    takes that away. alpha_bar (T,) -> (T,). Source: Hang et al., Min-SNR weighting, for a network that predicts x0.
+    An error of the noise counts 1 / snr_t times in x0_hat, 200 times at the noisiest t of Stable
+    Diffusion: "min-snr" takes that away. alpha_bar (T,) -> (T,).
+    Source: Hang et al., Min-SNR weighting, for a network that predicts x0.
     """
-    weights = snr(alpha_bar).clamp(max=options.gamma) if options.weighting == "min-snr" else torch.ones_like(alpha_bar)
+    weights = torch.ones_like(alpha_bar)
+    if options.weighting == "min-snr":
+        weights = snr(alpha_bar).clamp(max=options.gamma)
     share = torch.arange(len(alpha_bar), device=alpha_bar.device) / len(alpha_bar)
     return weights * ((share >= options.visual_from) & (share < options.visual_to))
 
 
-def unlearn(world: World, concepts: list[str], method: str, options: Options, *, seed: int, progress: bool) -> Edit:
-    """Train the chosen parameters on L = attention * L_Attn + visual * L_vis and return the increments."""
-    start = time.time()
-    delta = new_increments(world.unet, options.group)
-    data = training_data(world, concepts, options, seed, progress=progress)
-    alpha_bar = world.pipe.scheduler.alphas_cumprod.to(world.device)
+def problem(world: World, concepts: list[str], options: Options, seed: int) -> Problem:
+    """The chosen parameters trained on L = attention * L_Attn + visual * L_vis."""
+    increments = Dense(world, options.group)
+    data = training_data(world, concepts, options, seed)
+    alpha_bar = world.alpha_bar
     weight = visual_weights(alpha_bar, options)
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
-        pick = torch.randint(len(data.x_0), (options.batch_size,), generator=generator).to(world.device)
+        pick = torch.randint(len(data.x_0), (options.batch_size,), generator=generator)
+        pick = pick.to(world.device)
         x_t, t, _ = noised(data.x_0[pick], alpha_bar, generator)
-        mask = data.mask[pick][:, None, None, :]  # (b, 1, 1, tokens): each picture's own, alike for heads and pixels
+        mask = data.mask[pick][:, None, None, :]  # (b, 1, 1, tokens): alike for heads and pixels
         maps: list[Tensor] = []
-        with processors(world.unet, lambda name: AttentionProcessor(lambda A: maps.append(A.float() * mask))):
-            eps_hat = predict(world.unet, delta, x_t, t, data.states[pick])
+        collect = AttentionProcessor(lambda A: maps.append(A.float() * mask))
+        with processors(world.unet, lambda name: collect):
+            eps_hat = predict(world, increments.leaves, x_t, t, data.states[pick])
         values = {"attention": losses.resteering(maps, variant=RESTEERING[options.variant])}
         if options.visual:
             x_0_hat = predict_x0(x_t, eps_hat, t, alpha_bar)
-            values["visual"] = losses.visual_denoising(x_0_hat, data.x_0_tilde[pick], weight[t] * data.paired[pick])
+            w = weight[t] * data.paired[pick]
+            values["visual"] = losses.visual_denoising(x_0_hat, data.x_0_tilde[pick], w)
         return values
 
     weights = {"attention": options.attention, "visual": options.visual}
-    pace = options.style_pace if any(world.kind(concept) == "style" for concept in concepts) else 1.0
-    schedule = replace(options.schedule(seed), lr=options.lr * pace)
-    history = run(delta, terms, weights, schedule, progress=progress)
-    return finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)
+    styles = any(world.kind(concept) == "style" for concept in concepts)
+    scale = options.lr_scale_for_styles if styles else 1.0
+    schedule = replace(options, lr=options.lr * scale)
+    return Problem(increments.leaves, increments.delta, terms, weights, training=schedule)

@@ -1,29 +1,33 @@
-"""G-CiRs: generate concept-irrelevant representations, by driving the correlation with the base's own prediction to zero.
+"""G-CiRs: the correlation with the base's own prediction is driven to zero.
 
-Objective: L = sum_i eta_i L_cor(c_i) + lam ||delta||_1 / M (SepME, Eq. 2 and 3), stopped by the momentum statistic of Eq. 4.
-Fidelity: ``eta="tensor-norm"`` is what the release of SepME computes, ``"scalar"`` the printed ratio; both are detached, since
-the printed one gives concepts 2..N no gradient otherwise. ``variant="code-jan"`` and ``"code-head"`` are the two states of the
-release (January and April 2024; ``VARIANTS`` says what each changes), for study. Our reading: each concept has its own tau and its own statistic (the
-tables give a tau for each concept; the release stops each on its own), and the test comes after the update, as released.
+Objective: L = sum_i eta_i L_cor(c_i) + lam ||delta||_1 / M (SepME, Eq. 2 and 3), stopped by the
+momentum statistic of Eq. 4.
+
+Fidelity: ``eta="tensor-norm"`` is what the release of SepME computes, ``"scalar"`` the printed
+ratio; both are detached, since the printed one gives concepts 2..N no gradient otherwise.
+``variant="code-jan"`` and ``"code-head"`` are the two states of the release (January and April
+2024; ``VARIANTS`` says what each sets), for study. Our reading: each concept has its own tau and
+its own statistic (the tables give a tau for each concept; the release stops each on its own), and
+the test comes after the update, as released.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from helpers import losses
+from helpers.concepts import BARE
+from helpers.denoise import guided_pair
 from helpers.diffusion import noised
-from helpers.edits import Edit
-from helpers.rollouts import branches
-from helpers.training import BARE, Schedule, Training, concept_latents, finished, new_increments, run
+from helpers.images import concept_latents
+from helpers.parameters import Dense
+from helpers.training import Problem, Training, at_least
 from helpers.worlds import World
 
-VARIANTS = {  # what the release does otherwise than the paper says: fields of the options
-    "paper": {},
+VARIANTS = {  # what the release does otherwise than the paper says, unless the user says otherwise
     "code-jan": {"accumulate_grads": True},  # its loops never clear a gradient
     "code-head": {"accumulate_grads": True},
 }
@@ -33,49 +37,39 @@ VARIANTS = {  # what the release does otherwise than the paper says: fields of t
 class Options(Training):
     """Options of G-CiRs, each default with its reason."""
 
-    variants: ClassVar[dict[str, dict]] = VARIANTS
-
-    # stop below it; one for all concepts, or one for each. The paper's default, 0, leaves "church" to be told in half of
-    # the emoji world's pictures: what the prompt adds no longer agrees with what it added, and still draws a church
+    # stop below it; one for all concepts, or one for each. At the paper's default, 0, half of the
+    # images still show a recognisable church: what the prompt adds no longer agrees with what it
+    # added, and still makes a church
     tau: float | tuple[float, ...] = -2e-3
     lam: float = 3e-5  # weight of ||delta||_1 / M: the paper's
-    eta: str = "tensor-norm"  # balance of several concepts: "tensor-norm" (release) or "scalar" (paper)
+    # balance of several concepts: the release's, or ("scalar") the paper's
+    eta: Literal["tensor-norm", "scalar"] = "tensor-norm"
     group: str = "xattn"  # all of cross-attention, as the paper trains
-    images: str | int = 16  # a folder of the user's pictures, or how many the base model draws
+    images: str | int = 16  # a folder of the user's own, or how many the base model samples
     steps: int = 200  # at most; the statistic stops earlier
     lr: float = 3e-4  # the paper's 1e-6 is for a network a hundred times as large
-    batch_size: int = 4  # pictures of each concept a step; the paper uses one
-    draws: int | None = None  # so many (picture, noise, t) in all, the base's side kept; None: always fresh
+    batch_size: int = 4  # images of each concept a step; the paper uses one
+    # so many (image, noise, t) triples in all, the base's side computed once; None: always fresh
+    fixed_triples: int | None = None
     momentum: float = 0.9  # alpha: the paper's
     min_steps: int = 12  # updates before a stop: the release's
-    decay: str = "constant"  # the paper's
+    decay: Literal["constant", "cosine"] = "constant"  # the paper's
     clip: float | None = None  # the paper clips nothing
-    variant: str = "paper"  # "code-jan" or "code-head" set what the release does otherwise, whatever was given
+    variant: Literal["paper", "code-jan", "code-head"] = "paper"
 
     def __post_init__(self):
-        if self.variant not in self.variants:
-            raise ValueError(f"unknown variant {self.variant!r}: choose from {', '.join(self.variants)}")
-        for name, value in self.variants[self.variant].items():
-            object.__setattr__(self, name, value)
         super().__post_init__()
-        if self.lam < 0:
-            raise ValueError(f"lam is {self.lam}: the weight of a loss term is not negative")
-        if self.eta not in ("tensor-norm", "scalar"):
-            raise ValueError(f"unknown eta {self.eta!r}: choose 'tensor-norm' or 'scalar'")
-        if self.draws is not None and self.draws < 1:
-            raise ValueError(f"draws is {self.draws}: give at least one, or None for a fresh one at every step")
+        at_least(self, 0, "lam")
+        at_least(self, 1, "images", "fixed_triples")
 
     def taus(self, concepts: list[str]) -> tuple[float, ...]:
-        """One tau for each concept."""
-        taus = self.tau if isinstance(self.tau, tuple) else (self.tau,) * len(concepts)
+        """One tau for each concept. ValueError for another number of them."""
+        taus = (self.tau,) * len(concepts) if isinstance(self.tau, int | float) else tuple(self.tau)
         if len(taus) != len(concepts):
-            raise ValueError(f"{len(taus)} values of tau for {len(concepts)} concepts: give one, or one for each")
+            raise ValueError(
+                f"{len(taus)} values of tau for {len(concepts)} concepts: give one, or one for each"
+            )
         return taus
-
-    def until_forgotten(self, concepts: list[str], seed: int) -> Schedule:
-        """The schedule that lets each concept's term stop below its own tau."""
-        below = {term(c): tau for c, tau in zip(concepts, self.taus(concepts), strict=True)}
-        return self.schedule(seed, stop_below=below, momentum=self.momentum, min_steps=self.min_steps)
 
 
 def term(concept: str) -> str:
@@ -83,19 +77,23 @@ def term(concept: str) -> str:
     return f"correlation of {concept}"
 
 
-def delta_eps(unet, increments: dict[str, Tensor], x_t: Tensor, t: Tensor, c: Tensor, null: Tensor) -> Tensor:
-    """Delta_eps(c) = eps(x_t, c, t) - eps(x_t, null, t), both in one batch: what the prompt adds to the prediction.
+def delta_eps(
+    world: World, delta: dict[str, Tensor], x_t: Tensor, t: Tensor, c: Tensor, null: Tensor
+) -> Tensor:
+    """Delta_eps(c) = eps(x_t, c, t) - eps(x_t, null, t): what the prompt adds to the prediction.
 
-    x_t (b, ch, h, w), t (b,), c and null (tokens, width). Returns (b, ch, h, w). Source: SepME, Eq. 2.
+    x_t (b, ch, h, w), t (b,), c and null (tokens, width). Both predictions are made in one batch.
+    Returns (b, ch, h, w). Source: SepME, Eq. 2.
     """
-    eps_null, eps_c = branches(unet, increments, x_t, t, c.expand(len(x_t), -1, -1), null[None])
+    eps_null, eps_c = guided_pair(world, delta, x_t, t, c.expand(len(x_t), -1, -1), null[None])
     return eps_c - eps_null
 
 
 class Correlations:
-    """Loss terms of each concept by name: the same pictures, noise and times through the base and the edited network.
+    """Loss terms of each concept: the same images, noise and t through base and edited network.
 
-    The base is the same network without increments. With ``draws``, the base's side of each draw is computed once.
+    The base is the same network without increments. With ``fixed_triples``, the base's side of each
+    triple is computed once.
     """
 
     def __init__(self, world: World, concepts: list[str], options: Options, seed: int):
@@ -104,61 +102,74 @@ class Correlations:
         self.latents = dict(zip(concepts, latents.chunk(len(concepts)), strict=True))
         *states, self.null = world.encode([*concepts, ""]).float()
         self.states = dict(zip(concepts, states, strict=True))
-        self.alpha_bar = world.pipe.scheduler.alphas_cumprod.to(world.device)
-        self.kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.fixed: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def noised(self, concept: str, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t and t for n pictures of a concept, and the base's Delta_eps there."""
+    def noised(
+        self, concept: str, n: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t and t for n images of a concept, and the base's Delta_eps there."""
         x_0 = self.latents[concept]
         pick = torch.randint(len(x_0), (n,), generator=generator)
-        x_t, t, _ = noised(x_0[pick], self.alpha_bar, generator)
+        x_t, t, _ = noised(x_0[pick], self.world.alpha_bar, generator)
         c = self.states[concept]
         with torch.no_grad():
-            parts = zip(x_t.split(16), t.split(16), strict=True)
-            return x_t, t, torch.cat([delta_eps(self.world.unet, {}, *part, c, self.null) for part in parts])
+            batches = zip(x_t.split(16), t.split(16), strict=True)
+            base = [delta_eps(self.world, {}, *batch, c, self.null) for batch in batches]
+        return x_t, t, torch.cat(base)
 
-    def draw(self, concept: str, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """One step's batch of ``noised``: fresh, or out of the concept's fixed ``draws``."""
-        n, draws = self.options.batch_size, self.options.draws
-        if draws is None:
+    def batch(self, concept: str, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """One step's batch of ``noised``: fresh, or out of the concept's fixed triples."""
+        n, total = self.options.batch_size, self.options.fixed_triples
+        if total is None:
             return self.noised(concept, n, generator)
-        if concept not in self.kept:
-            fixed = torch.Generator().manual_seed(self.seed)
-            self.kept[concept] = self.noised(concept, draws, fixed)
-        pick = torch.randint(draws, (n,), generator=generator)
-        return tuple(value[pick] for value in self.kept[concept])
+        if concept not in self.fixed:
+            first = torch.Generator().manual_seed(self.seed)
+            self.fixed[concept] = self.noised(concept, total, first)
+        pick = torch.randint(total, (n,), generator=generator)
+        return tuple(value[pick] for value in self.fixed[concept])
 
     def __call__(
-        self, generator: torch.Generator, stopped: frozenset, increments: Callable[[str], dict[str, Tensor]]
+        self, generator: torch.Generator, stopped: frozenset, increments: Callable[[str], dict]
     ) -> dict[str, Tensor]:
-        """L_cor of every concept that has not stopped, under its increments; its gradient is eta_i times its own."""
+        """L_cor of every concept that has not stopped; its gradient is eta_i times its own.
+
+        increments: concept -> its increments by full parameter name.
+        """
         values, first = {}, None
         for concept in self.concepts:
-            seed = torch.randint(
-                2**31, (1,), generator=generator
-            ).item()  # for stopped ones too: the rest sees no change
+            # one for stopped ones too, so that the others see no change
+            seed = torch.randint(2**31, (1,), generator=generator).item()
             if term(concept) in stopped:
                 continue
-            x_t, t, base = self.draw(concept, torch.Generator().manual_seed(seed))
-            edited = delta_eps(self.world.unet, increments(concept), x_t, t, self.states[concept], self.null)
+            x_t, t, base = self.batch(concept, torch.Generator().manual_seed(seed))
+            c = self.states[concept]
+            edited = delta_eps(self.world, increments(concept), x_t, t, c, self.null)
             product = (base * edited).detach()
             first = product if first is None else first
             eta = losses.balance(first, product, variant=self.options.eta)
             value = losses.correlation(base, edited)
-            values[term(concept)] = value.detach() + eta * (value - value.detach())  # value L_cor, gradient eta L_cor
+            values[term(concept)] = value.detach() + eta * (value - value.detach())
         return values
 
 
-def unlearn(world: World, concepts: list[str], method: str, options: Options, *, seed: int, progress: bool) -> Edit:
-    """Train cross-attention until what each concept adds to the prediction no longer agrees with what the base adds."""
-    start = time.time()
-    delta = new_increments(world.unet, options.group)
-    schedule = options.until_forgotten(concepts, seed)
+def stops(concepts: list[str], taus: tuple[float, ...], options: Options) -> dict:
+    """The fields of ``Problem`` that let each concept's term stop below its own tau."""
+    below = {term(c): tau for c, tau in zip(concepts, taus, strict=True)}
+    return {
+        "stop_below": below, "momentum": options.momentum, "min_steps": options.min_steps,
+    }  # fmt: skip
+
+
+def problem(world: World, concepts: list[str], options: Options, seed: int) -> Problem:
+    """Cross-attention trained until what each concept adds no longer agrees with what it added."""
+    taus = options.taus(concepts)
+    increments = Dense(world, options.group)
     correlations = Correlations(world, concepts, options, seed)
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
-        return {**correlations(generator, stopped, lambda concept: delta), "norm": losses.mean_l1(delta)}
+        values = correlations(generator, stopped, lambda concept: increments.leaves)
+        return {**values, "norm": losses.mean_l1(increments.leaves)}
 
     weights = {**{term(concept): 1.0 for concept in concepts}, "norm": options.lam}
-    history = run(delta, terms, weights, schedule, progress=progress)
-    return finished(world, delta, history, method=method, concepts=concepts, options=options, seed=seed, start=start)
+    stop = stops(concepts, taus, options)
+    return Problem(increments.leaves, increments.delta, terms, weights, **stop)

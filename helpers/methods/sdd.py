@@ -1,25 +1,28 @@
-"""SDD: safe self-distillation, the concept's prompt taught the model's own unconditional prediction (Kim et al.).
+"""SDD: the concept's prompt is taught the model's own unconditional prediction (Kim et al.).
 
-Objective: L = mean || eps_{theta + delta}(x_t, c, t) - sg[eps_{theta + delta}(x_t, null, t)] ||^2; x_t is drawn from
-noise down to a random t by a teacher, the exponential moving average of the student, and the teacher is what is
-returned. Near ESD at eta = 0, but the target moves with the student.
+Objective: L = mean || eps_{theta + delta}(x_t, c, t) - sg[eps_{theta + delta}(x_t, null, t)] ||^2;
+x_t is sampled from noise down to a random t by a teacher, the exponential moving average of the
+student, and the teacher is what is returned. Near ESD at eta = 0, but the target moves with the
+student.
 
-Fidelity: ``code``, the release, whose pseudo-code agrees for one concept; for several, the release's order: x_t from
-the prompt that joins all names, the loss on one name a row. (SepME states the target with the frozen model.) Two
-things differ: the release draws t anywhere in the DDIM step at which it stops, here t is the noise level of x_t; and
-its weight decay of 1e-4 is left out, since lr times that is nothing in 50 steps.
+Fidelity: ``code``, the release, whose pseudo-code agrees for one concept; for several, the
+release's order: x_t from the prompt that joins all names, the loss on one name a row. (SepME states
+the target with the frozen model.) Two things differ: the release takes t anywhere in the DDIM step
+at which it stops, here t is the noise level of x_t; and its weight decay of 1e-4 is left out, since
+lr times that is nothing in 50 steps.
 """
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.edits import Edit
-from helpers.rollouts import rollout, timed
-from helpers.training import Training, finished, new_increments, predict, run
+from helpers.denoise import predict, rollout
+from helpers.parameters import Dense
+from helpers.training import Problem, Training
 from helpers.worlds import World
 
 
@@ -27,20 +30,28 @@ from helpers.worlds import World
 class Options(Training):
     """Options of SDD, each default with its reason."""
 
-    ema: float = 0.97  # m of the teacher: what is left of its start, 0.97^50 = 0.22, is the release's 0.999^1500 = 0.22
+    # m of the teacher. What is left of its start, 0.97^50 = 0.22, is the release's 0.999^1500 =
+    # 0.22
+    ema: float = 0.97
     group: str = "xattn"  # all of cross-attention, as the release trains
     guidance: float = 3.0  # of the rollout: the release's
-    rollout_steps: int = 5  # DDIM steps over the whole schedule; the release's 50 would take ten times as long
-    steps: int = 50  # the release's 1500, of one picture each, would take minutes
-    lr: float = 5e-4  # the release's 1e-5 is for a network a hundred times as large and thirty times the steps
+    rollout_steps: int = (
+        5  # DDIM steps over the whole schedule; the release's 50 take ten times as long
+    )
+    steps: int = 50  # the release's 1500, of one image each, would take minutes
+    lr: float = (
+        5e-4  # the release's 1e-5 is for a network a hundred times as large, 30 times the steps
+    )
     batch_size: int = 2  # one t each; twice as many cost nearly twice the rollouts
-    decay: str = "cosine"
+    decay: Literal["constant", "cosine"] = "cosine"
     clip: float | None = 1.0  # the release's
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is {self.ema}: give 0 (the teacher is the student) or more, and less than 1")
+            raise ValueError(
+                f"ema is {self.ema}: give 0 (the teacher is the student) or more, and less than 1"
+            )
 
 
 @torch.no_grad()
@@ -50,34 +61,30 @@ def follow(teacher: dict[str, Tensor], student: dict[str, Tensor], ema: float) -
         value.lerp_(student[name], 1 - ema)
 
 
-def unlearn(world: World, concepts: list[str], method: str, options: Options, *, seed: int, progress: bool) -> Edit:
-    """Train the student, return the teacher's increments; meta["parts"] has the seconds by part."""
-    start = time.time()
-    student = new_increments(world.unet, options.group)
-    teacher = {name: torch.zeros_like(value, requires_grad=False) for name, value in student.items()}
+def problem(world: World, concepts: list[str], options: Options, seed: int) -> Problem:
+    """The student is trained; the increments are the teacher's."""
+    student = Dense(world, options.group).leaves
+    teacher = {n: torch.zeros_like(v, requires_grad=False) for n, v in student.items()}
     states, null = world.encode(concepts).float(), world.encode([""]).float()
     batch = options.batch_size
     joined = world.encode([", ".join(concepts)]).float().expand(batch, -1, -1)
     nulls = null.expand(batch, -1, -1)
-    length = len(world.pipe.scheduler.alphas_cumprod)
-    parts = {"rollout": 0.0}
+    length = len(world.alpha_bar)
+    how = {"steps": options.rollout_steps, "guidance": options.guidance}
+    timings = {"rollout": 0.0}
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
-        follow(teacher, student, options.ema)  # after the last step's update; at step 0 both are zero
         c = states[torch.randint(len(states), (batch,), generator=generator)]  # (b, tokens, width)
         t = torch.randint(length, (batch,), generator=generator).to(world.device)
         x_T = torch.randn((batch, *world.latent_shape), generator=generator).to(world.device)
-        with timed(parts, "rollout"):
-            x_t = rollout(world, teacher, x_T, t, joined, null, steps=options.rollout_steps, guidance=options.guidance)
+        start = time.perf_counter()
+        x_t = rollout(world, teacher, x_T, t, joined, null, **how)
+        timings["rollout"] += time.perf_counter() - start
         with torch.no_grad():
-            target = predict(world.unet, student, x_t, t, nulls)
-        return {"alignment": losses.alignment(predict(world.unet, student, x_t, t, c), target)}
+            target = predict(world, student, x_t, t, nulls)
+        return {"alignment": losses.alignment(predict(world, student, x_t, t, c), target)}
 
-    both = {**student, **{f"teacher.{name}": value for name, value in teacher.items()}}  # so that checkpoints hold both
-    with timed(parts, "training"):
-        history = run(both, terms, {"alignment": 1.0}, options.schedule(seed), progress=progress)
-    parts["training"] -= parts["rollout"]
-    follow(teacher, student, options.ema)
-    return finished(
-        world, teacher, history, method=method, concepts=concepts, options=options, seed=seed, start=start, parts=parts
-    )
+    return Problem(
+        student, lambda: teacher, terms, {"alignment": 1.0}, state=teacher, timings=timings,
+        after_step=lambda done: follow(teacher, student, options.ema),
+    )  # fmt: skip

@@ -1,7 +1,8 @@
 """The null space at Stable Diffusion 1.4's shape: ours against sympy, which the release uses.
 
-make bench                                      one prompt, 77 x 768: sympy takes one to two minutes
-pytest tests/benchmarks -m slow --benchmark-only     two prompts, 154 x 768: a quarter of an hour and more
+make bench                   one prompt, 77 x 768: sympy takes one to two minutes
+pytest tests/benchmarks -m slow --benchmark-only
+                             two prompts, 154 x 768: a quarter of an hour and more
 """
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 from helpers.nullspace import null_space_report
 
-SHAPES = [pytest.param(77, id="77 x 768"), pytest.param(154, id="154 x 768", marks=pytest.mark.slow)]
+SHAPES = [
+    pytest.param(77, id="77 x 768"),
+    pytest.param(154, id="154 x 768", marks=pytest.mark.slow),
+]
 
 
 def rows(n: int) -> torch.Tensor:
@@ -19,7 +23,8 @@ def rows(n: int) -> torch.Tensor:
 
 
 def by_sympy(A: torch.Tensor) -> torch.Tensor:
-    return torch.tensor([[float(v) for v in column] for column in sympy.Matrix(A.numpy()).nullspace()]).T
+    columns = sympy.Matrix(A.numpy()).nullspace()
+    return torch.tensor([[float(v) for v in column] for column in columns]).T
 
 
 @pytest.mark.benchmark(group="null space")

@@ -1,0 +1,202 @@
+"""Images to train on: sampled by the base model and cached, or the user's own from a folder."""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.transforms import functional as TF
+from torchvision.transforms import v2
+
+from helpers.concepts import TEMPLATES
+from helpers.diffusion import to_latents
+from helpers.files import complete
+from helpers.sampling import sample, sampling_of
+from helpers.seeds import retain_seeds, training_seeds
+from helpers.worlds import World
+
+CACHE = Path(
+    os.environ.get("LETHE_CACHE", Path(__file__).resolve().parent.parent / "build" / "cache")
+)
+SUFFIXES = (".png", ".jpg", ".jpeg")
+FACES = (  # AIzheimer's references [7] and [8]
+    "vishesh1412/celebrity-face-image-dataset",
+    "anku5hk/5-faces-dataset",
+)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as 8-bit numbers, as a file holds them."""
+    return (images * 255).round().byte().contiguous()
+
+
+def as_stored(images: Tensor) -> Tensor:
+    """Images in [0, 1], rounded to 8 bits: what a file would give back."""
+    return to_bytes(images).float() / 255
+
+
+def base_images(
+    world: World, prompts: list[str], seeds: list[int], *, hide: list[list[int]] | None = None,
+    progress: bool = False, **sampling,
+) -> Tensor:  # fmt: skip
+    """What the base model samples, kept on disk under a name that depends on all that was asked.
+
+    hide: for each prompt, token positions whose cross-attention is zero meanwhile; sampling: as in
+    ``sample``. Returns (n, 3, H, W) in [0, 1], stored as 8-bit numbers, so that the first call
+    returns what later calls will read. RuntimeError inside ``world.applied``: the images would be
+    the edited model's, and be kept as the base's.
+    """
+    if world.is_edited:
+        raise RuntimeError(
+            "base_images inside `with world.applied(...)` would keep the edited model's images as "
+            "the base's: leave the block first, or use sample"
+        )
+    how = sampling_of(world, sampling)
+    asked = {
+        "base": [world.fingerprint(), world.fingerprint("text_encoder")],
+        "prompts": list(prompts), "seeds": list(seeds), **asdict(how),
+    }  # fmt: skip
+    if hide is not None:
+        asked["hide"] = hide
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
+    path = CACHE / f"{name}.safetensors"
+    if not path.exists():
+        images = sample(world, prompts, seeds, hide=hide, progress=progress, **asdict(how))
+        with complete(path) as temporary:
+            save_file({"images": to_bytes(images)}, temporary)
+    return load_file(path)["images"].float() / 255
+
+
+def captions(
+    world: World, concepts: list[str], count: int, templates: dict = TEMPLATES
+) -> tuple[list[str], list[str]]:
+    """``count`` captions for each concept, the templates of its kind in turn, and their concepts.
+
+    Returns the captions and, for each, the concept that it holds.
+    """
+    forms = {concept: templates[world.kind(concept)] for concept in concepts}
+    prompts = [forms[c][i % len(forms[c])].format(c=c) for c in concepts for i in range(count)]
+    return prompts, [c for c in concepts for _ in range(count)]
+
+
+def concept_latents(
+    world: World, concepts: list[str], images: str | int, seed: int, *,
+    templates: dict = TEMPLATES,
+) -> tuple[Tensor, list[str], list[str]]:  # fmt: skip
+    """Training latents of concepts: (n, c, h, w) fp32, their captions, and each caption's concept.
+
+    images: how many the base model samples for each concept (cached on disk), or a folder of the
+    user's own. templates: captions by kind of concept, used in turn.
+    """
+    if isinstance(images, int):
+        prompts, owners = captions(world, concepts, images, templates)
+        pixels = base_images(world, prompts, training_seeds(seed, len(prompts)))
+    else:
+        folder = folder_images(images, world.image_size)
+        prompts, owners = captions(world, concepts, len(folder), templates)
+        pixels = folder.repeat(len(concepts), 1, 1, 1)
+    return to_latents(world, pixels).float(), prompts, owners
+
+
+def retain_latents(world: World, without: list[str], *, each: int = 1) -> tuple[Tensor, list[str]]:
+    """The retain set: latents (n, c, h, w) of all concepts but those ``without``, and their names.
+
+    Sampled by the base model once for all concepts and kept on disk: methods and concepts share it.
+    """
+    names = [name for name in world.concepts for _ in range(each)]
+    pixels = base_images(world, names, retain_seeds(len(names)))
+    rows = [i for i, name in enumerate(names) if name not in without]
+    return to_latents(world, pixels[rows]).float(), [names[i] for i in rows]
+
+
+def folder_images(folder: str | Path, size: int) -> Tensor:
+    """The user's own JPEG and PNG images, by name, shorter side resized, centre cropped.
+
+    Returns (n, 3, size, size) in [0, 1]. An unreadable file is skipped with a warning that names
+    it; ValueError if the folder is missing or none is left.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {str(folder)!r}: give a folder of JPEG or PNG images")
+    images = []
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
+        try:
+            image = Image.open(path).convert("RGB")
+        except (UnidentifiedImageError, OSError):
+            warnings.warn(f"{path.name} is not a readable image and was skipped", stacklevel=2)
+            continue
+        small = TF.resize(TF.to_tensor(image), [size], antialias=True)  # the aspect is kept
+        images.append(TF.center_crop(small, [size, size]))
+    if not images:
+        raise ValueError(
+            f"the folder {folder.name!r} holds no readable image ({', '.join(SUFFIXES)})"
+        )
+    return torch.stack(images).clamp(0, 1)
+
+
+def augmented(
+    images: Tensor, copies: int, *, flip: bool = True, crop: float = 0.8, colour: float = 0.1,
+    seed: int = 0,
+) -> Tensor:  # fmt: skip
+    """New views: mirrored or not, cropped to a random square and resized back, colours shifted.
+
+    images (n, ..., 3, H, W) in [0, 1]: what belongs to one row, a pair of images say, changes
+    alike. crop: the smallest share of the area that remains; colour: the largest relative change
+    of brightness, contrast and saturation (1 and 0: none). Returns (copies * n, ..., 3, H, W), the
+    originals not among them. ValueError for fewer than one copy.
+    """
+    if copies < 1:
+        raise ValueError(f"copies is {copies}: give at least 1, or leave the images as they are")
+    change = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+            v2.RandomResizedCrop(images.shape[-2:], scale=(crop, 1.0), ratio=(1.0, 1.0)),
+            v2.ColorJitter(brightness=colour, contrast=colour, saturation=colour),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(seed)
+        return torch.stack([change(row) for _ in range(copies) for row in images]).clamp(0, 1)
+
+
+def photographs(person: str, datasets: tuple[str, ...] = FACES) -> Path:
+    """The folder of one person's photographs, fetched by kagglehub: for a method's ``images=``.
+
+    The first of the datasets that has a folder of this name; capitals, spaces and points do not
+    matter. Nothing of it is shipped: each set has a licence and terms of its own, which its page
+    states. ValueError names the people there are, ModuleNotFoundError and ConnectionError the
+    remedy. Source: AIzheimer, section V.
+    """
+    try:
+        import kagglehub  # optional: the emoji world needs no photographs
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "photographs are fetched by kagglehub: run `pip install kagglehub`"
+        ) from error
+    found: dict[str, Path] = {}
+    for name in datasets:
+        try:
+            root = Path(kagglehub.dataset_download(name))
+        except OSError as error:  # what requests raises is of this kind
+            raise ConnectionError(
+                f"the dataset {name!r} is neither cached here nor reachable: go online once"
+            ) from error
+        for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
+            found.setdefault(_plain(folder.name), folder)
+        if _plain(person) in found:
+            return found[_plain(person)]
+    names = ", ".join(sorted(folder.name for folder in found.values()))
+    raise ValueError(
+        f"no photographs of {person!r} in {', '.join(datasets)}, whose folders are: {names}"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()
