@@ -197,7 +197,7 @@ def run(
     optimizer = torch.optim.Adam(list(problem.leaves.values()), lr=training.lr)
     name = run_identity(problem, training, seed, identity)
     checkpoint = checkpoint or training.checkpoint
-    history = resume(checkpoint, problem, optimizer, name)
+    history = read_checkpoint(checkpoint, problem, optimizer, name)
     watch = Watch.after(problem, history)
     shown = {"desc": "training", "disable": not progress, "leave": False}
     with tqdm(initial=len(history), total=training.steps, **shown) as bar:
@@ -214,7 +214,7 @@ def run(
             if ended:  # before a checkpoint, which would go on where this run has ended
                 break
             if checkpoint and len(history) % save_every == 0:
-                keep(checkpoint, problem, optimizer, history, name)
+                write_checkpoint(checkpoint, problem, optimizer, history, name)
     return history
 
 
@@ -255,7 +255,9 @@ def run_identity(problem: Problem, training: Training, seed: int, more: dict | N
     return {**schedule, **stops, "seed": seed, "options": options, **(more or {})}
 
 
-def keep(path: str | Path, problem: Problem, optimizer, history: list[dict], name: dict) -> None:
+def write_checkpoint(
+    path: str | Path, problem: Problem, optimizer, history: list[dict], name: dict
+) -> None:
     """Write a checkpoint."""
     grads = {n: leaf.grad for n, leaf in problem.leaves.items() if leaf.grad is not None}
     groups = {
@@ -264,7 +266,7 @@ def keep(path: str | Path, problem: Problem, optimizer, history: list[dict], nam
     save_checkpoint(path, groups, history=history, run=name)
 
 
-def resume(path: str | Path | None, problem: Problem, optimizer, name: dict) -> list[dict]:
+def read_checkpoint(path: str | Path | None, problem: Problem, optimizer, name: dict) -> list[dict]:
     """Read a checkpoint, if there is one, into the leaves, the state and Adam; returns its history.
 
     ValueError for a checkpoint of another run.

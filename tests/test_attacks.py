@@ -102,7 +102,7 @@ def test_inversion_of_zero_steps_is_the_name_itself(world, concept):
     )  # fmt: skip
     prompt = TEMPLATES[world.kind(concept)][1].format(c=concept)
     assert torch.equal(done.images, sample(world, [prompt], [5], edit, progress=False, **SHORT))
-    assert done.before == 0.25 and done.details["pictures"] == 2
+    assert done.before == 0.25 and done.details["training_images"] == 2
 
 
 def test_inversion_searches_the_edited_model_and_leaves_no_trace(world):

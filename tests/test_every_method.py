@@ -104,11 +104,11 @@ sys.path.insert(0, "tests")
 from conftest import build_tiny_world
 from helpers import images, methods, training, unlearn
 images.CACHE = images.Path(sys.argv[1])
-keep, run = training.keep, training.run
+write, run = training.write_checkpoint, training.run
 def kill(*arguments):
-    keep(*arguments)
+    write(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
-training.keep = kill
+training.write_checkpoint = kill
 methods.run = lambda *a, **k: run(*a, **{**k, "save_every": 2})
 world, folder = build_tiny_world(), sys.argv[2]
 name = sys.argv[3]

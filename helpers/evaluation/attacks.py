@@ -152,7 +152,7 @@ def concept_inversion(
     with soft_tokens(world, v) as soft:
         prompt = template.format(c=soft)
         after, found = share_of(world, edit, concept, seeds, prompt, **sampling)
-    details = {"steps": len(history), "tokens": chosen.tokens, "pictures": len(images)}
+    details = {"steps": len(history), "tokens": chosen.tokens, "training_images": len(images)}
     name = "concept inversion"
     return Attack(name, concept, len(seeds), before, after, since(start), details, found, v)
 
@@ -246,7 +246,7 @@ def relearn(
             look(chosen.steps)
     back_after = next((step for step, share in curve if share >= chosen.threshold), None)
     details = {"back_after": back_after, "threshold": chosen.threshold, "curve": curve}
-    details["pictures"] = found.meta["images"]["n"]
+    details["training_images"] = found.meta["images"]["n"]
     before, after, spent = curve[0][1], curve[-1][1], since(start)
     images, relearned = last["images"], last["edit"]
     n = len(seeds)
