@@ -5,6 +5,7 @@ that is trained are the same network.
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Sampling:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose from {', '.join(SAMPLERS)}")
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}: give at least 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}: give a number, 1 for the plain model")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: give at least 1, or None")
 

@@ -203,6 +203,7 @@ def test_only_ddim_lands_on_a_t(tiny_world):
         ({"sampler": "heun"}, r"unknown sampler 'heun': choose from ddim, dpm\+\+, dpm"),
         ({"steps": 0}, "steps is 0"),
         ({"steps": -3}, "steps is -3"),
+        ({"guidance": float("nan")}, "guidance is nan"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
