@@ -45,7 +45,8 @@ def grid(
     count = -(-len(images) // columns)
     lines = [line for label in rows or [] for line in label.split("\n")]
     label = 0.15 + 0.075 * max(map(len, lines), default=0)  # inches to the left of the images
-    head = 0.08 + 0.2 * bool(titles) + 0.25 * bool(title)  # inches above them
+    above = max((t.count("\n") + 1 for t in titles or []), default=0)  # lines of the titles
+    head = 0.08 + 0.2 * bool(above) + 0.13 * max(0, above - 1) + 0.25 * bool(title)  # inches
     gap = 0.2 if titles and len(titles) > columns else 0.04  # inches between rows, for titles
     width, height = label + size * columns, head + (size + gap) * count
     figure, axes = plt.subplots(count, columns, figsize=(width, height), squeeze=False)

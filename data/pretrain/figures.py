@@ -66,7 +66,8 @@ def guidance(world: World) -> None:
     """The same prompts and seeds at four guidance scales."""
     rows = [sample(world, GUIDED, [0] * len(GUIDED), guidance=scale) for scale in SCALES]
     names = [f"guidance {scale:g}" for scale in SCALES]
-    figure = show.grid(torch.cat(rows), columns=len(GUIDED), rows=names, titles=GUIDED, size=1.3)
+    titles = [prompt.replace(" in the style of ", "\nin the style of ") for prompt in GUIDED]
+    figure = show.grid(torch.cat(rows), columns=len(GUIDED), rows=names, titles=titles, size=1.3)
     save(figure, "guidance.png")
 
 
