@@ -78,11 +78,9 @@ class Edit:
 
         Adapters count at full strength. Source: SepME, Table 1 (M is 80 or 32 in its tables).
         """
-        touched = dict(self.delta)
-        for adapter in self.adapters:
-            for name, value in adapter.delta().items():
-                touched[name] = touched[name] + value if name in touched else value
-        total = sum(value.abs().sum(dtype=torch.float64).item() for value in touched.values())
+        total = sum(
+            value.abs().sum(dtype=torch.float64).item() for value in export.dense(self).values()
+        )
         return total / max(1, self.M)
 
     def require_fit(self, world, *, transfer: bool = False) -> None:
