@@ -152,12 +152,6 @@ class Judge:
         """The object or person of each image, ``"blank"`` or ``"something else"``."""
         return [self.thing_names[i] for i in self.probabilities(images, "thing").argmax(1)]
 
-    def shares(self, images: Tensor, concept: str) -> dict[str, float]:
-        """Of what ``concept``'s classifier says: the share of each class that is no concept."""
-        network, _ = self._part(concept)
-        said = self.styles(images) if network is self.style else self.things(images)
-        return {name: said.count(name) / len(said) for name in NO_CONCEPT}
-
     def gives(self, images: Tensor, concept: str) -> Tensor:
         """Whether the judge gives each image to ``concept``: bool (n,).
 

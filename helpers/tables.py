@@ -83,13 +83,27 @@ def read_csv(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def load_result(path: str | Path, world: World) -> pd.DataFrame:
-    """A saved result of these very weights and this judge; an empty frame if there is none."""
+    """A saved result of these very weights; an empty frame if there is none.
+
+    Another judge may have counted it: show ``caution`` beside it.
+    """
     if not Path(path).exists():
         return pd.DataFrame()
     frame = read_csv(path).rename(columns=OLD_MARKS)
-    marks = provenance(world)
-    same = all(name in frame and (frame[name] == mark).all() for name, mark in marks.items())
-    return frame if same else pd.DataFrame()
+    known = set(MARKS) <= set(frame) and (frame["base_model"] == world.fingerprint()).all()
+    return frame if known else pd.DataFrame()
+
+
+def caution(frame: pd.DataFrame, world: World) -> str:
+    """What must stand beside a result that another judge than the world's counted; "" if none."""
+    others = sorted(set(frame.get("judge", ())) - {world.judge.fingerprint()})
+    if not others:
+        return ""
+    return (
+        f"Counted by an earlier judge ({', '.join(others)}). It called drawings on grey, dark or "
+        "strongly coloured grounds blank, and it had no class for something else. Its shares may "
+        f"differ from those of the judge of today ({world.judge.fingerprint()})."
+    )
 
 
 def paper_table(name: str) -> pd.DataFrame:

@@ -31,7 +31,7 @@ class World:
     """A pipeline, the bare names of its concepts, and what is read off the model.
 
     ``styles``, ``objects`` and ``people`` are used as prompts as they stand. ``sampling``: the
-    default of ``sample``. ``brings``: how to load the world's "judge", "clip" and "lpips".
+    default of ``sample``. ``brings``: how to load its "judge", "second_judge", "clip" and "lpips".
     """
 
     name: str
@@ -90,6 +90,11 @@ class World:
     def judge(self):
         """The classifier of this world's images."""
         return self._bring("judge", "use load_world('emoji'), or load_world(..., judge=...)")
+
+    @cached_property
+    def second_judge(self):
+        """The witness beside the judge, which shares nothing with it; None if there is none."""
+        return self._bring("second_judge", "") if "second_judge" in self.brings else None
 
     @cached_property
     def clip(self):
@@ -335,6 +340,7 @@ def knowledge(name: str) -> dict:
         "roles": concepts.concepts()["roles"],
         "brings": {
             "judge": judge.load_judge,
+            "second_judge": judge.load_second_judge,
             "clip": lambda: load_clip(EMOJI / "clip"),
             "lpips": perceptual.load_emoji_lpips,
         },
@@ -361,7 +367,8 @@ def load_world(
         part.requires_grad_(False).eval()
     known = knowledge(str(name))
     if judge is not None:
-        known["brings"]["judge"] = lambda: judge
+        known["brings"] = {**known["brings"], "judge": lambda: judge}
+        known["brings"].pop("second_judge", None)  # it is no witness beside a judge of one's own
     world = World(str(name) if name in ("emoji", *HUB) else source, pipe, **known)
     for part in PARTS:
         world.fingerprint(part)  # once, before a narrower type could round the weights

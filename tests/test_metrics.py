@@ -288,7 +288,7 @@ def measured(world):
     torch.manual_seed(0)
     styles, things = [*world.styles, BLANK], [*world.objects, *world.people, BLANK]
     networks = [Classifier(len(names)).eval() for names in (styles, things)]
-    world.judge = Judge(*networks, styles, things)
+    world.judge = world.second_judge = Judge(*networks, styles, things)
     tokenizer = world.pipe.tokenizer
     size = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -326,6 +326,11 @@ def test_report_holds_every_value(tiny_world, tmp_path, cache, short_attacks, sc
     values = stored["concepts"]
     assert len(values) > 2 and [name for name, v in values.items() if v["erased"]] == ["church"]
     assert next(iter(values)) == "church"
+    for v in values.values():  # every ACC stands with the second judge's, and what else is shown
+        assert v["second_after"]["n"] == 2 and set(v["no_concept_before"]) == {
+            "blank",
+            "something else",
+        }
     castle = values["castle"]["acc_after"]
     assert castle["n"] == 2 and len(castle["interval"]) == 2
     attacked = {"closed-form embedding", "concept inversion", "relearning"}

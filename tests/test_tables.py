@@ -585,6 +585,9 @@ def invented_report(concept: str, neighbour: str, attacked: bool) -> dict:
         return {
             "erased": erased, "acc_before": {**share, "value": 1.0},
             "acc_after": {**share, "value": acc},
+            "second_before": share, "second_after": {**share, "value": acc / 2},
+            "no_concept_before": {"blank": 0.0, "something else": 0.0},
+            "no_concept_after": {"blank": 1 - acc, "something else": 0.0},
             "clip_before": 0.3, "clip_after": 0.2, "lpips": 0.1,
         }  # fmt: skip
 
@@ -621,6 +624,13 @@ def test_the_methods_table_from_a_report(tmp_path, world, emoji):
 
     assert tuple(one("erased", "ACC")[["value", "n", "base"]]) == (0.25, 4, 1)
     assert tuple(one("retained", "ACC")[["value", "n"]]) == (0.75, 8)
+    assert tuple(one("erased", "ACC of the second judge")[["value", "n", "base"]]) == (
+        0.125,
+        4,
+        0.5,
+    )
+    assert tuple(one("retained", "blank")[["value", "base"]]) == (0.25, 0)
+    assert one("erased", "something else")["value"] == 0
     assert one("neighbour", "ACC")["value"] == 0.5 and one("neighbour", "LPIPS")["base"] == 0
     assert tuple(one("", "weight change")[["value", "M"]]) == (7, 2)
     assert tuple(one("retained", "drift")[["value", "low", "high"]]) == (0.2, 0.16, 0.24)

@@ -315,9 +315,27 @@ def rows_of_names(report: dict, concept: str, neighbour: str | None, about: dict
         same = {**about, "evaluated": group, "n": n}
         rows += [
             Row(metric="ACC", value=after, low=low, high=high, base=before, **same),
+            *rows_beside_acc(of, same),
             Row(metric="CLIP score", value=clip_after, base=clip_before, **same),
             Row(metric="LPIPS", value=lpips, base=0.0, **same),
         ]
+    return rows
+
+
+def rows_beside_acc(values: list[dict], same: dict) -> list[Row]:
+    """The second judge's ACC, and the judge's shares of "blank" and "something else"."""
+    found = {}  # metric -> (before, after) for each name
+    for v in values:
+        if "second_after" in v:
+            pair = v["second_before"]["value"], v["second_after"]["value"]
+            found.setdefault("ACC of the second judge", []).append(pair)
+        for name, after in v["no_concept_after"].items():
+            found.setdefault(name, []).append((v["no_concept_before"][name], after))
+    rows = []
+    for metric, pairs in found.items():
+        before, after = (statistics.fmean(side) for side in zip(*pairs, strict=True))
+        low, high = wilson_interval(after, same["n"])
+        rows.append(Row(metric=metric, value=after, low=low, high=high, base=before, **same))
     return rows
 
 

@@ -9,7 +9,7 @@ can see it: one that differs from its ground by less than ``scenes.SEEN`` is lef
 """
 
 import json
-import math
+import platform
 import statistics
 from collections.abc import Callable
 
@@ -28,6 +28,7 @@ from helpers.judge import BLANK, ELSE, NO_CONCEPT, Judge, load_judge, load_secon
 
 JUDGE = ROOT / "data" / "judge"
 SEED = 20_261_126
+ICONS = "held-out icons"
 SIDE = renders.TILE
 GROUNDS = {
     "white": (1, 1, 1), "light grey": (0.8, 0.8, 0.8), "grey": (0.5, 0.5, 0.5),
@@ -103,7 +104,7 @@ def unnamed() -> dict[str, tuple[Tensor, str]]:
     draw, rows = torch.Generator().manual_seed(SEED), {}
     for name, icons in renders.others().items():
         icons = icons.repeat(2, 1, 1, 1)
-        rows[f"held-out icons, {name}"] = (renders.compose(icons, draw, vary=1.1), ELSE)
+        rows[f"{ICONS}, {name}"] = (renders.compose(icons, draw, vary=1.1), ELSE)
     white = standing(placed(renders.tiles().flatten(0, 1)), (1, 1, 1))[0]
     pixels = white.flatten(2)[:, :, torch.randperm(SIDE * SIDE, generator=draw)].view_as(white)
     return rows | {
@@ -122,41 +123,63 @@ def agreement(said: list[str], others: list[str]) -> float:
 
 def measure(judges: dict[str, Judge]) -> dict:
     """All figures: rows of ``named`` and ``unnamed`` for each judge, agreement, calibration."""
+    rows = {row: of_named(judges, *given) for row, given in named().items()}
+    sure = {
+        name: [
+            torch.cat(x)
+            for x in zip(*(row.pop("sure")[name] for row in rows.values()), strict=True)
+        ]
+        for name in judges
+    }
+    others = {row: of_unnamed(judges, *given) for row, given in unnamed().items()}
+    icons = [row for name, row in others.items() if name.startswith(ICONS)]
+    others[f"{ICONS}, all"] = {"images": sum(row["images"] for row in icons), "right": ELSE} | {
+        name: round(statistics.fmean(row[name] for row in icons), 4)
+        for name in icons[0]
+        if name not in ("images", "right")
+    }
+    return {
+        "made_with": {
+            "torch": torch.__version__, "machine": platform.machine(), "seed": SEED,
+            **{name: judge.fingerprint() for name, judge in judges.items()},
+        },
+        "named": rows,
+        "unnamed": others,
+        "calibration": {name: round(calibration_error(*sure[name]), 4) for name in judges},
+    }  # fmt: skip
+
+
+def of_named(judges: dict[str, Judge], images: Tensor, seen: Tensor) -> dict:
+    """One row of ``named``: each judge's share of right verdicts, by kind, and their agreement.
+
+    "sure": each judge's certainty of its verdict on things, and whether it was right.
+    """
     styles, things = len(style_names()), len(object_names())
     truth = {
-        "style": [style_names()[i // things] for i in range(styles * things)],
+        "style": [name for name in style_names() for _ in range(things)],
         "thing": object_names() * styles,
     }
-    result = {"named": {}, "unnamed": {}, "same verdict": {}}
-    certain = {name: ([], []) for name in judges}
-    for row, (images, seen) in named().items():
-        figures = {"images": int(seen.sum())}
-        said = {name: verdicts(judge, images) for name, judge in judges.items()}
-        for name, kinds in said.items():
-            for kind in ("style", "thing"):
-                pairs = zip(kinds[kind], truth[kind], seen.tolist(), strict=True)
-                right = [a == b for a, b, counts in pairs if counts]
-                figures[f"{name} {kind}"] = round(statistics.fmean(right), 4)
-            p = judges[name].probabilities(images, "thing").amax(1)
-            certain[name][0].append(p[seen])
-            pairs = zip(kinds["thing"], truth["thing"], strict=True)
-            certain[name][1].append(torch.tensor([a == b for a, b in pairs])[seen])
-        result["named"][row] = figures
-        result["same verdict"][row] = alike(said)
-    for row, (images, right) in unnamed().items():
-        figures = {"images": len(images), "right": right}
-        said = {name: verdicts(judge, images) for name, judge in judges.items()}
-        for name, kinds in said.items():
-            figures[f"{name} right"] = round(kinds["thing"].count(right) / len(images), 4)
-            other = [x for x in kinds["thing"] if x not in NO_CONCEPT]
-            figures[f"{name} a concept"] = round(len(other) / len(images), 4)
-        result["unnamed"][row] = figures
-        result["same verdict"][row] = alike(said)
-    result["calibration"] = {
-        name: round(calibration_error(torch.cat(p), torch.cat(right)), 4)
-        for name, (p, right) in certain.items()
-    }
-    return result
+    row, said, sure = {"images": int(seen.sum())}, {}, {}
+    for name, judge in judges.items():
+        said[name] = verdicts(judge, images)
+        for kind, shown in truth.items():
+            right = torch.tensor([a == b for a, b in zip(said[name][kind], shown, strict=True)])
+            row[f"{name} {kind}"] = round(right[seen].float().mean().item(), 4)
+        sure[name] = judge.probabilities(images, "thing").amax(1)[seen], right[seen]
+    return {**row, "alike": alike(said), "sure": sure}
+
+
+def of_unnamed(judges: dict[str, Judge], images: Tensor, right: str) -> dict:
+    """One row of ``unnamed``: how often each judge says what is right, and how often a concept."""
+    row, said = {"images": len(images), "right": right}, {}
+    for name, judge in judges.items():
+        said[name] = verdicts(judge, images)
+        things = said[name]["thing"]
+        row[f"{name} right"] = round(things.count(right) / len(images), 4)
+        row[f"{name} a concept"] = round(
+            sum(thing not in NO_CONCEPT for thing in things) / len(images), 4
+        )
+    return {**row, "alike": alike(said)}
 
 
 def verdicts(judge: Judge, images: Tensor) -> dict[str, list[str]]:
@@ -167,7 +190,7 @@ def verdicts(judge: Judge, images: Tensor) -> dict[str, list[str]]:
 def alike(said: dict[str, dict[str, list[str]]]) -> float:
     """The share of images of which both judges name the same thing."""
     first, second = (kinds["thing"] for kinds in said.values())
-    return round(agreement(first, second), 4)
+    return round(statistics.fmean(a == b for a, b in zip(first, second, strict=True)), 4)
 
 
 def calibration_error(certain: Tensor, right: Tensor, bins: int = 10) -> float:
@@ -183,6 +206,50 @@ def calibration_error(certain: Tensor, right: Tensor, bins: int = 10) -> float:
     return (sum(gaps) / len(certain)).item()
 
 
-if __name__ == "__main__":
+def card(found: dict) -> str:
+    """The figures of the card, as Markdown."""
+    made = found["made_with"]
+    lines = [
+        "Measured with `python data/pretrain/evaluate_judge.py` on the judges "
+        f"`{made['judge']}` and `{made['second']}` (cpu, torch {made['torch']}). Seed {made['seed']} for what is random.",
+        "",
+        "The share of right names; “alike”: both judges name the same thing.",
+        "",
+        "| all 450 drawings | seen | judge: thing | second | judge: style | second | alike |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    columns = [f"{name} {kind}" for kind in ("thing", "style") for name in ("judge", "second")]
+    for name, row in found["named"].items():
+        shares = " | ".join(f"{row[column]:.2f}" for column in columns)
+        lines.append(f"| {name} | {row['images']} | {shares} | {row['alike']:.2f} |")
+    lines += [
+        "",
+        "| what has no name here | images | right is | judge: right | second | judge: a concept | "
+        "second | alike |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    columns = [f"{name} {what}" for what in ("right", "a concept") for name in ("judge", "second")]
+    for name, row in found["unnamed"].items():
+        shares = " | ".join(f"{row[column]:.3f}" for column in columns)
+        lines.append(
+            f"| {name} | {row['images']} | {row['right']} | {shares} | {row['alike']:.2f} |"
+        )
+    errors = found["calibration"]
+    lines += [
+        "",
+        "Expected calibration error over the first table's verdicts on things: "
+        f"{errors['judge']:.3f} and {errors['second']:.3f}.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
     found = measure({"judge": load_judge(), "second": load_second_judge()})
-    print(json.dumps(found, indent=1))
+    with complete(JUDGE / "evaluation.json") as path:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    readme = JUDGE / "README.md"
+    readme.write_text(between_marks(readme.read_text(), "figures", card(found)))
+
+
+if __name__ == "__main__":
+    main()
