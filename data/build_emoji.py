@@ -7,7 +7,6 @@ renderer are pinned, tiles are rendered in the order of ``concepts.toml``, and P
 without metadata. So the same bytes come out every time (``tests/test_data.py`` compares digests).
 """
 
-import hashlib
 import io
 import json
 import subprocess
@@ -20,6 +19,9 @@ import resvg_py
 from PIL import Image
 
 DATA = Path(__file__).resolve().parent
+sys.path.insert(0, str(DATA.parent))
+from helpers.identity import file_digest  # noqa: E402
+
 TILE, COLUMNS = 64, 10
 PACKAGES = {  # npm package @iconify-json/<set> -> pinned version
     "noto": "1.2.9",
@@ -108,7 +110,7 @@ def main(target: Path = DATA / "emoji") -> None:
             icons = json.loads((packages / style["set"] / "icons.json").read_text())
             path = target / f"{style['set']}.png"
             sheet(icons, names).save(path, optimize=True)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            digest = file_digest(path)[:16]
             print(f"{path.name:36s} {digest}  {path.stat().st_size:7d} bytes")
 
 

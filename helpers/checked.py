@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,10 +28,21 @@ def save_tensors(
     ready = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     about = {**metadata, DIGEST: _digest(ready, metadata)}
     with complete(path, remedy=remedy) as temporary:
-        try:
-            save_file(ready, temporary, metadata=about)
-        except SafetensorError as error:  # its text has the system's error, no file
-            raise OSError(str(error)) from error
+        save_file(ready, temporary, metadata=about)
+        sort_metadata(temporary)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put a file's metadata in order, in place: the library writes them in another one each time,
+    and what holds the same is to be the same to the byte."""
+    with open(path, "r+b") as file:
+        n = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(n))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= n:  # the same signs, so of the same length
+            file.seek(8)
+            file.write(text.ljust(n))
 
 
 def load_tensors(
@@ -61,6 +72,13 @@ def load_tensors(
             f"{shown(path)} is damaged: it is not what was written (its digest differs): {remedy}"
         )
     return tensors, metadata
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+    """ValueError for a tensor of a file that holds NaN or infinity."""
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{shown(path)} holds NaN or infinity in {name}: {remedy}")
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -95,10 +113,13 @@ def signed(value: Mapping) -> dict:
     return {**ready, DIGEST: value_digest(ready)}
 
 
-def load_json(path: str | Path, what: str, remedy: str) -> dict:
-    """What ``save_json`` wrote, or an older file without a digest. ValueError as ``read_json``, and
-    for a file that was changed."""
+def load_json(path: str | Path, what: str, remedy: str, *keys: str) -> dict:
+    """What ``save_json`` wrote, or an older file without a digest. ValueError as ``read_json``, for
+    a file that was changed, and for one that lacks one of the keys."""
     found = read_json(path, what, remedy)
+    lacking = [key for key in keys if key not in found]
+    if lacking:
+        raise ValueError(f"{shown(path)} is no {what}: it lacks {', '.join(lacking)}: {remedy}")
     said = found.pop(DIGEST, None)
     if said is not None and said != value_digest(found):
         raise ValueError(

@@ -52,8 +52,9 @@ class Edit:
             self.meta = labelled(self.meta)
 
     def _require_sound(self) -> None:
-        """ValueError for increments that no file could give back: not fp32, or not finite."""
-        for name, value in self.delta.items():
+        """ValueError for tensors that no file could give back: not fp32, or not finite."""
+        matrices = [m for a in self.adapters for side in (a.down, a.up) for m in side.items()]
+        for name, value in [*self.delta.items(), *matrices]:
             if not isinstance(value, Tensor):
                 raise ValueError(f"the increment of {name} is {value!r}: give a tensor of float32")
             if value.dtype != torch.float32:

@@ -52,7 +52,7 @@ def complete(path: str | Path, *, remedy: str = "") -> Iterator[Path]:
         remove_stale(path.parent)
         yield temporary
         publish(temporary, path)
-    except OSError as error:
+    except Exception as error:
         told = named(error, path, temporary, remedy)
         if told is error:
             raise
@@ -137,16 +137,16 @@ def is_stale(entry: os.DirEntry) -> bool:
     return False
 
 
-def named(error: OSError, path: Path, temporary: Path, remedy: str) -> OSError:
-    """The same error, of the same class, that says which file it is of, why, and what to do.
+def named(error: Exception, path: Path, temporary: Path, remedy: str) -> Exception:
+    """An error of writing that says which file it is of, why, and what to do.
 
-    Another file's error, and one that is told already, is given back as it is.
+    Of the class of the system's error, where a library has wrapped it too. Any other error, another
+    file's, and one that is told already, is given back as it is.
     """
     about = {str(temporary), str(path), *map(str, path.parents)}
-    code = error.errno
+    code, of = getattr(error, "errno", None), str(getattr(error, "filename", None) or temporary)
     if code is None and (found := LIBRARY.search(str(error))):
         code = int(found[1])
-    of = str(error.filename or temporary)
     if code not in CAUSES or not (of in about or of.startswith(f"{temporary}{os.sep}")):
         return error
     usual = "make room there" if code in (errno.ENOSPC, errno.EDQUOT) else "give another path"

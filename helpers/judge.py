@@ -1,19 +1,18 @@
 """The judge: two small classifiers that name the style, and the object or person, of an image."""
 
-import hashlib
 import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from helpers.checked import load_tensors, require_finite, save_tensors
 from helpers.concepts import DATA
-from helpers.files import complete
+from helpers.files import shown
+from helpers.identity import module_digest, verify_manifest
 
 WEIGHTS = DATA / "judge" / "judge.safetensors"
 BLANK = "blank"
@@ -93,11 +92,7 @@ class Judge:
 
     def fingerprint(self) -> str:
         """A short digest of both classifiers' weights, which results carry to name their judge."""
-        digest = hashlib.sha256()
-        for network in (self.style, self.thing):
-            for name, value in sorted(network.state_dict().items()):
-                digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return module_digest(self.style, self.thing, rounded=False)
 
     def styles(self, images: Tensor) -> list[str]:
         """The style that the judge gives to each image, or ``"blank"``."""
@@ -127,27 +122,33 @@ def save_judge(judge: Judge, path: Path = WEIGHTS) -> None:
         for name, value in network.state_dict().items():
             tensors[f"{kind}.{name}"] = value.half().contiguous()
     names = {"style": json.dumps(judge.style_names), "thing": json.dumps(judge.thing_names)}
-    with complete(path) as temporary:
-        save_file(tensors, temporary, metadata=names)
+    save_tensors(path, tensors, names)
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """Read what ``save_judge`` wrote, in eval mode.
+    """Read what ``save_judge`` wrote, in eval mode; the shipped one is compared with its manifest.
 
-    FileNotFoundError, which says what to do, when the file is missing.
+    FileNotFoundError, which says what to do, when the file is missing; ValueError when it is
+    damaged or holds no judge.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"the judge's weights {path.name} are missing: run `git checkout -- data/judge`"
-        )
-    with safe_open(path, "pt") as file:
-        names = {kind: json.loads(file.metadata()[kind]) for kind in ("style", "thing")}
-        tensors = {key: file.get_tensor(key).float() for key in file.keys()}
-    networks = {}
-    for kind, classes in names.items():
-        network, prefix = Classifier(len(classes)), f"{kind}."
-        network.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-        networks[kind] = network.eval().requires_grad_(False)
+    remedy = "run `git checkout -- data/judge`"
+    tensors, metadata = load_tensors(path, "file of the judge's weights", remedy)
+    if Path(path).is_relative_to(DATA):
+        verify_manifest(Path(path).parent, [Path(path).name])
+    require_finite(tensors, path, remedy)
+    networks, names = {}, {}
+    try:
+        for kind in ("style", "thing"):
+            names[kind] = json.loads(metadata[kind])
+            network, prefix = Classifier(len(names[kind])), f"{kind}."
+            network.load_state_dict(
+                {
+                    k.removeprefix(prefix): v.float()
+                    for k, v in tensors.items()
+                    if k.startswith(prefix)
+                }
+            )
+            networks[kind] = network.eval().requires_grad_(False)
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{shown(path)} holds no judge ({error}): {remedy}") from error
     return Judge(networks["style"], networks["thing"], names["style"], names["thing"])
