@@ -13,10 +13,10 @@ without metadata. So the same bytes come out every time (``tests/test_data.py`` 
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import subprocess
+import sys
 import tempfile
 import tomllib
 from pathlib import Path
@@ -25,6 +25,9 @@ import resvg_py
 from PIL import Image
 
 DATA = Path(__file__).resolve().parent
+sys.path.insert(0, str(DATA.parent))
+from helpers.identity import file_digest  # noqa: E402
+
 TILE, COLUMNS = 64, 10
 PACKAGES = {  # npm package @iconify-json/<set> -> pinned version
     "noto": "1.2.9",
@@ -125,7 +128,7 @@ def write(packages: Path, chosen: dict[str, list[str]], target: Path, ending: st
         drawn = json.loads((packages / name / "icons.json").read_text())
         path = target / f"{name}.{ending}"
         sheet(drawn, icons).save(path, **how[ending])
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        digest = file_digest(path)[:16]
         print(f"{path.name:36s} {digest}  {path.stat().st_size:7d} bytes")
 
 

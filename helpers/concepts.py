@@ -5,6 +5,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from helpers.identity import verify_manifest
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -16,7 +18,11 @@ def concepts() -> dict:
 
 @cache
 def object_table() -> list[dict]:
-    """Rows of ``data/emoji/objects.csv``: index, name, icon, category, synonyms (a list)."""
+    """Rows of ``data/emoji/objects.csv``: index, name, icon, category, synonyms (a list).
+
+    ValueError for a file that is not the one that was committed.
+    """
+    verify_manifest(DATA / "emoji", ["objects.csv"])
     with open(DATA / "emoji" / "objects.csv", newline="") as file:
         return [
             {**row, "synonyms": [s for s in row["synonyms"].split("|") if s]}

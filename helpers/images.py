@@ -1,30 +1,35 @@
 """Images to train on: sampled by the base model and cached, or the user's own from a folder."""
 
-import hashlib
+import functools
 import json
 import os
 import re
+import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from PIL import Image, UnidentifiedImageError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
+from helpers.checked import load_tensors, save_tensors
 from helpers.concepts import TEMPLATES
 from helpers.diffusion import to_latents
-from helpers.files import complete
-from helpers.sampling import sample, sampling_of
+from helpers.files import shown
+from helpers.identity import value_digest
+from helpers.provenance import drawing_key
+from helpers.sampling import checked, sample, sampling_of
 from helpers.seeds import retain_seeds, training_seeds
 from helpers.worlds import World
 
 CACHE = Path(
-    os.environ.get("LETHE_CACHE", Path(__file__).resolve().parent.parent / "build" / "cache")
+    os.environ.get("LETHE_CACHE") or Path(__file__).resolve().parent.parent / "build" / "cache"
 )
+FORMAT = "lethe-images-1"  # of files of images
+WAY_OUT = "set LETHE_CACHE to a folder that you may write to"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FACES = (  # AIzheimer's references [7] and [8]
     "vishesh1412/celebrity-face-image-dataset",
@@ -42,16 +47,76 @@ def as_stored(images: Tensor) -> Tensor:
     return to_bytes(images).float() / 255
 
 
+def save_pictures(path: str | Path, images: Tensor, asked: dict | None = None) -> None:
+    """Write images in [0, 1] as 8-bit numbers, with the question that they answer and a digest."""
+    metadata = {"format": FORMAT}
+    if asked is not None:
+        metadata["asked"] = json.dumps(asked, sort_keys=True)
+    save_tensors(path, {"images": to_bytes(images)}, metadata, remedy=WAY_OUT)
+
+
+def load_pictures(
+    path: str | Path, n: int | None = None, asked: dict | None = None, *,
+    remedy: str = "remove it, and it is made again",
+) -> Tensor:  # fmt: skip
+    """Images that ``save_pictures`` wrote, 8-bit numbers (n, 3, H, W).
+
+    n: how many there must be, at least; asked: the question that they must answer.
+    FileNotFoundError, or ValueError names the file, what is wrong, and the remedy.
+    """
+    tensors, metadata = load_tensors(path, "file of images", remedy, signed=[FORMAT])
+    images = tensors.get("images")
+    right = images is not None and images.dtype == torch.uint8 and images.ndim == 4
+    if not right or images.shape[1] != 3 or len(images) < (n or 1) or 0 in images.shape:
+        found = "none" if images is None else f"{images.dtype}, {tuple(images.shape)}"
+        wanted = f"{n or 'some'} of three channels of 8-bit numbers"
+        raise ValueError(f"{shown(path)} holds other images ({found}; want {wanted}): {remedy}")
+    if asked is not None and metadata.get("asked") != json.dumps(asked, sort_keys=True):
+        raise ValueError(f"{shown(path)} answers another question: {remedy}")
+    return images
+
+
+@functools.cache
+def _writable(folder: Path) -> Path:
+    """The folder, or, with one warning, another one of this user's where it cannot be written."""
+    home = os.path.expanduser("~")
+    private = os.environ.get("XDG_CACHE_HOME") or (home != "~" and f"{home}/.cache")
+    for chosen in [folder, *([Path(private) / "lethe"] if private else [])]:
+        try:
+            chosen.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=chosen):
+                pass
+        except OSError:
+            continue
+        break
+    else:
+        chosen = Path(tempfile.mkdtemp(prefix="lethe-"))  # nobody else can have made it
+    if chosen != folder:
+        warnings.warn(
+            f"images cannot be kept in {shown(folder)}, so they are kept in {shown(chosen)}: "
+            f"{WAY_OUT}",
+            stacklevel=3,
+        )
+    return chosen
+
+
+def cache_folder() -> Path:
+    """Where the base's images are kept: ``CACHE``, or, if that cannot be written, a folder of this
+    user's own."""
+    return CACHE if CACHE.is_dir() and os.access(CACHE, os.W_OK) else _writable(CACHE)
+
+
 def base_images(
     world: World, prompts: list[str], seeds: list[int], *, hide: list[list[int]] | None = None,
     progress: bool = False, **sampling,
 ) -> Tensor:  # fmt: skip
-    """What the base model samples, kept on disk under a name that depends on all that was asked.
+    """What the base model samples, kept on disk under a name that depends on all that makes it.
 
     hide: for each prompt, token positions whose cross-attention is zero meanwhile; sampling: as in
     ``sample``. Returns (n, 3, H, W) in [0, 1], stored as 8-bit numbers, so that the first call
-    returns what later calls will read. RuntimeError inside ``world.applied``: the images would be
-    the edited model's, and be kept as the base's.
+    returns what later calls will read. The weights count as they stand now. A damaged file is
+    sampled again, with a warning; so are images that cannot be kept. RuntimeError inside
+    ``world.applied``: the images would be the edited model's, and be kept as the base's.
     """
     if world.is_edited:
         raise RuntimeError(
@@ -59,19 +124,21 @@ def base_images(
             "the base's: leave the block first, or use sample"
         )
     how = sampling_of(world, sampling)
-    asked = {
-        "base": [world.fingerprint(), world.fingerprint("text_encoder")],
-        "prompts": list(prompts), "seeds": list(seeds), **asdict(how),
-    }  # fmt: skip
-    if hide is not None:
-        asked["hide"] = hide
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
-    path = CACHE / f"{name}.safetensors"
-    if not path.exists():
-        images = sample(world, prompts, seeds, hide=hide, progress=progress, **asdict(how))
-        with complete(path) as temporary:
-            save_file({"images": to_bytes(images)}, temporary)
-    return load_file(path)["images"].float() / 255
+    checked(world, prompts, seeds, None, hide)
+    asked = drawing_key(world, prompts, seeds, how, hide)
+    path = cache_folder() / f"{value_digest(asked)[:24]}.safetensors"
+    if path.exists():
+        try:
+            again = "it is made again"
+            return load_pictures(path, len(prompts), asked, remedy=again).float() / 255
+        except (ValueError, OSError) as error:
+            warnings.warn(str(error), stacklevel=2)
+    images = sample(world, prompts, seeds, hide=hide, progress=progress, **asdict(how))
+    try:
+        save_pictures(path, images, asked)
+    except OSError as error:
+        warnings.warn(f"these images are not kept, since {error}", stacklevel=2)
+    return as_stored(images)
 
 
 def captions(

@@ -5,21 +5,21 @@ what the tables count, and ``load_second_judge`` is its witness. The first has s
 base model, as in the papers; the second real drawings alone.
 """
 
-import hashlib
 import itertools
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import shufflenet_v2_x0_5
 
+from helpers.checked import load_tensors, require_finite, save_tensors
 from helpers.concepts import DATA
-from helpers.files import complete
+from helpers.files import shown
+from helpers.identity import module_digest, verify_manifest
 
 WEIGHTS = DATA / "judge" / "judge.safetensors"
 SECOND = DATA / "judge" / "second.safetensors"
@@ -138,11 +138,7 @@ class Judge:
 
     def fingerprint(self) -> str:
         """A short digest of both classifiers' weights, which results carry to name their judge."""
-        digest = hashlib.sha256()
-        for network in (self.style, self.thing):
-            for name, value in sorted(network.state_dict().items()):
-                digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return module_digest(self.style, self.thing, rounded=False)
 
     def styles(self, images: Tensor) -> list[str]:
         """The style that the judge gives to each image, ``"blank"`` or ``"something else"``."""
@@ -178,37 +174,45 @@ def save_judge(judge: Judge, path: Path = WEIGHTS) -> None:
         "temperature": json.dumps(judge.temperature),
         "architecture": architectures[type(judge.style)],
     }  # fmt: skip
-    with complete(path) as temporary:
-        save_file(tensors, temporary, metadata=names)
+    save_tensors(path, tensors, names)
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """Read what ``save_judge`` wrote, in eval mode.
+    """Read what ``save_judge`` wrote, in eval mode; the shipped one is compared with its manifest.
 
-    FileNotFoundError, which says what to do, when the file is missing.
+    FileNotFoundError, which says what to do, when the file is missing; ValueError when it is
+    damaged or holds no judge.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"the judge's weights {path.name} are missing: run `git checkout -- data/judge`"
-        )
-    with safe_open(path, "pt") as file:
-        said = file.metadata()
-        names = {kind: json.loads(said[kind]) for kind in ("style", "thing")}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    networks, build = {}, ARCHITECTURES[said.get("architecture", "convolutions")]
+    remedy = "run `git checkout -- data/judge`"
+    tensors, metadata = load_tensors(path, "file of the judge's weights", remedy)
+    if Path(path).is_relative_to(DATA):
+        verify_manifest(Path(path).parent, [Path(path).name])
+    require_finite(tensors, path, remedy)
+    try:
+        return judge_of(tensors, metadata)
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{shown(path)} holds no judge ({error}): {remedy}") from error
+
+
+def judge_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Judge:
+    """A judge from what its file holds. KeyError, TypeError, ValueError, RuntimeError if none."""
+    names = {kind: json.loads(metadata[kind]) for kind in ("style", "thing")}
+    networks, build = {}, ARCHITECTURES[metadata.get("architecture", "convolutions")]
     for kind, classes in names.items():
         network, prefix = build(len(classes)), f"{kind}."
         network.load_state_dict(
             {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         )
         networks[kind] = network.eval().requires_grad_(False)
-    temperature = json.loads(said.get("temperature", '{"style": 1.0, "thing": 1.0}'))
+    temperature = json.loads(metadata.get("temperature", '{"style": 1, "thing": 1}'))
+    if any(not 0 < float(temperature[kind]) < math.inf for kind in names):
+        raise ValueError(f"a temperature of {temperature}")
     return Judge(networks["style"], networks["thing"], names["style"], names["thing"], temperature)
 
 
 def load_second_judge() -> Judge:
     """The witness beside the judge: another architecture and seed, trained on real drawings only.
 
-    It has never seen an image of the model. FileNotFoundError as ``load_judge``.
+    It has never seen an image of the model. Errors as ``load_judge``.
     """
     return load_judge(SECOND)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.concepts import DATA, concepts, object_names, object_table, style_names
+from helpers.identity import verify_manifest
 
 TILE = 64
 BACKGROUNDS = torch.tensor(  # RGB in [0, 1]; white first, then five pastels
@@ -22,7 +23,11 @@ BACKGROUNDS = torch.tensor(  # RGB in [0, 1]; white first, then five pastels
 
 @cache
 def tiles() -> Tensor:
-    """All drawings, RGBA in [0, 1]: (styles, objects, 4, 64, 64)."""
+    """All drawings, RGBA in [0, 1]: (styles, objects, 4, 64, 64).
+
+    ValueError for a file that is not the one that was committed.
+    """
+    verify_manifest(DATA / "emoji")
     sets = [style["set"] for style in concepts()["styles"]]
     sheets = [sheet(DATA / "emoji" / f"{name}.png", len(object_table())) for name in sets]
     return torch.stack(sheets)

@@ -2,8 +2,6 @@
 
 import contextlib
 import difflib
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +17,8 @@ from transformers import CLIPModel
 
 from helpers import concepts, judge, perceptual
 from helpers.denoise import Sampling
+from helpers.identity import module_digest as digest
+from helpers.identity import verify_manifest
 
 EMOJI = concepts.DATA / "emoji-diffusion"
 HUB = {"sd14": ("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b")}
@@ -241,16 +241,6 @@ class World:
             self.rows = outer
 
 
-def digest(module: torch.nn.Module) -> str:
-    """The first 16 hex digits of SHA-256 over a module's weights, rounded to half precision."""
-    found = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        found.update(name.encode())
-        rounded = value.detach().half().float() if value.is_floating_point() else value.detach()
-        found.update(rounded.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Loading without progress bars and advice on precision, so that notebooks stay clean."""
@@ -265,21 +255,6 @@ def quiet() -> Iterator[None]:
         for library, level in zip(libraries, levels, strict=True):
             library.enable_progress_bar()
             library.set_verbosity(level)
-
-
-def verify_manifest(folder: Path) -> None:
-    """Compare every file with ``manifest.json`` (SHA-256); ValueError names what is missing."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    remedy = f"run `git checkout -- data/{folder.name}`"
-    for name, expected in manifest.items():
-        path = folder / name
-        if not path.exists():
-            raise ValueError(f"{folder.name}/{name} is missing: {remedy}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ValueError(
-                f"{folder.name}/{name} is not the file that was committed (its SHA-256 differs): "
-                f"{remedy}"
-            )
 
 
 def source_of(name: str) -> tuple[str, str | None]:

@@ -1,21 +1,27 @@
 """Images to train on: the base's own, kept on disk; folders; new views; photographs of people."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import build_tiny_world, full_edit, random_edit
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from helpers import images, sample
+from helpers import checked, images, sample
 from helpers.attention import find_tokens
 from helpers.concepts import BARE, TEMPLATES, concepts, pair_prompt
 from helpers.denoise import SAMPLERS
 from helpers.diffusion import to_latents
+from helpers.identity import value_digest
 from helpers.images import (
     FACES,
     as_stored,
@@ -126,6 +132,96 @@ def test_files_hold_bytes(tiny_world, cache, sampler):
     (path,) = files(cache)
     stored = load_file(path)["images"]
     assert stored.dtype == torch.uint8 and stored.shape == (2, 3, 16, 16)
+
+
+def test_weights_changed_in_place_are_another_base(tiny_world, cache):
+    """Each part, under no_grad and through ``.data``, which torch counts as no new version."""
+    seen = [base_images(tiny_world, ["church"], [1], **FAST)]
+    encoder, decoder = tiny_world.pipe.text_encoder, tiny_world.pipe.vae.decoder
+    for layer in (encoder.get_input_embeddings(), decoder.conv_out, tiny_world.unet.conv_in):
+        for weight in (layer.weight, layer.weight.data):
+            with torch.no_grad():
+                weight.mul_(-0.5)
+            found = base_images(tiny_world, ["church"], [1], **FAST)
+            fresh = sample(tiny_world, ["church"], [1], progress=False, **FAST)
+            assert torch.equal(found, as_stored(fresh)) and not torch.equal(found, seen[-1])
+            seen.append(found)
+    assert len(files(cache)) == len(seen) == 7
+
+
+def test_a_file_of_images_says_what_it_answers(tiny_world, cache):
+    base_images(tiny_world, ["church"], [1], **FAST)
+    (path,) = files(cache)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    asked = json.loads(metadata["asked"])
+    assert asked["prompts"] == ["church"] and asked["seeds"] == [1] and asked["hide"] is None
+    assert asked["sampling"]["steps"] == 2 and set(asked["networks"]) == {
+        "unet", "text_encoder", "vae",
+    }  # fmt: skip
+    assert path.stem == value_digest(asked)[:24] and len(metadata["digest"]) == 64
+
+
+def test_what_was_sampled_twice_is_one_file_to_the_byte(tiny_world, cache, tmp_path, monkeypatch):
+    base_images(tiny_world, ["church"], [1], **FAST)
+    monkeypatch.setattr(images, "CACHE", tmp_path / "other")
+    base_images(tiny_world, ["church"], [1], **FAST)
+    (one,), (two,) = files(cache), files(tmp_path / "other")
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user's own folder for caches."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    images._writable.cache_clear()
+    yield tmp_path / "home" / "lethe"
+    images._writable.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written(tiny_world, home, monkeypatch):
+    """One warning, which names the way out; images are kept elsewhere, and found there."""
+    monkeypatch.setattr(images, "CACHE", images.Path("/proc/lethe/cache"))
+    with pytest.warns(UserWarning, match="LETHE_CACHE") as seen:
+        first = base_images(tiny_world, ["church"], [1], **FAST)
+    assert len(seen) == 1 and len(files(home)) == 1
+    monkeypatch.setattr(images, "sample", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(base_images(tiny_world, ["church"], [1], **FAST), first)
+
+
+def test_without_a_home_the_cache_is_a_folder_of_nobody_else(tiny_world, home, monkeypatch):
+    monkeypatch.setattr(images, "CACHE", images.Path("/proc/lethe/cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nobody")
+    with pytest.warns(UserWarning, match="LETHE_CACHE"):
+        base_images(tiny_world, ["church"], [1], **FAST)
+    folder = images.cache_folder()
+    assert len(files(folder)) == 1 and folder.stat().st_mode & 0o077 == 0
+    shutil.rmtree(folder)
+
+
+def test_a_full_disk_costs_the_file_not_the_images(tiny_world, cache, monkeypatch):
+    def full(tensors, name, metadata):
+        name.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checked, "save_file", full)
+    with pytest.warns(UserWarning, match=r"safetensors cannot be written: no space.*LETHE_CACHE"):
+        found = base_images(tiny_world, ["church"], [1], **FAST)
+    fresh = sample(tiny_world, ["church"], [1], progress=False, **FAST)
+    assert torch.equal(found, as_stored(fresh)) and not list(cache.iterdir())
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("", "build/cache"), ("/x/y", "/x/y")])
+def test_an_empty_lethe_cache_is_none(given, wanted):
+    code = "from helpers import images; print(images.CACHE.as_posix())"
+    environment = {**os.environ, "LETHE_CACHE": given}
+    root = images.Path(__file__).resolve().parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip().endswith(wanted), run.stderr
 
 
 # --- captions and latents

@@ -18,6 +18,7 @@ from torchvision.transforms import functional as TF
 from transformers import CLIPConfig, CLIPModel
 
 from helpers import Edit, load_world, metrics, perceptual, renders
+from helpers.checked import load_json
 from helpers.concepts import DATA, concepts, style_names
 from helpers.diffusion import to_images
 from helpers.evaluation import attacks, report
@@ -321,7 +322,7 @@ def test_report_holds_every_value(tiny_world, tmp_path, cache, short_attacks, sc
     assert sheet.get_axes() and (tmp_path / "out" / "sheet.png").stat().st_size > 1000
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert written == ["report.json", "sheet.png"]
-    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    stored = load_json(tmp_path / "out" / "report.json", "report", "report again", "made_with")
     assert stored == json.loads(json.dumps(result))
     values = stored["concepts"]
     assert len(values) > 2 and [name for name, v in values.items() if v["erased"]] == ["church"]

@@ -211,7 +211,8 @@ def card(found: dict) -> str:
     made = found["made_with"]
     lines = [
         "Measured with `python data/pretrain/evaluate_judge.py` on the judges "
-        f"`{made['judge']}` and `{made['second']}` (cpu, torch {made['torch']}). Seed {made['seed']} for what is random.",
+        f"`{made['judge']}` and `{made['second']}` (cpu, torch {made['torch']}). Seed "
+        f"{made['seed']} for what is random.",
         "",
         "The share of right names; “alike”: both judges name the same thing.",
         "",

@@ -5,12 +5,12 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import diffusers
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers import show
+from helpers.checked import signed
 from helpers.concepts import pair_prompt
 from helpers.edits import Edit
 from helpers.evaluation import attacks
@@ -24,6 +24,7 @@ from helpers.evaluation.scores import (
 )
 from helpers.files import complete
 from helpers.images import as_stored, base_images
+from helpers.provenance import base_parts, device_of, versions
 from helpers.sampling import sample, sampling_of
 from helpers.stats import student_interval, wilson_interval
 from helpers.training import at_least
@@ -234,15 +235,18 @@ def provenance(world: World, edit: Edit, asked: Protocol, seconds: dict) -> dict
     return {
         "world": world.name,
         "base": world.fingerprint(),
+        "base_parts": base_parts(world),
         "judge": world.judge.fingerprint(),
         "second_judge": world.second_judge and world.second_judge.fingerprint(),
+        "lpips": world.lpips.name,
         "edit": edit.meta,
         "n": asked.n,
         "seed": asked.seed,
         "sampling": asdict(sampling_of(world, asked.sampling)),
-        "device": str(world.device),
+        "protocol": {k: v for k, v in asdict(asked).items() if k != "sampling"},
+        "device": device_of(world),
         "seconds": seconds,
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "versions": versions(),
     }
 
 
@@ -289,5 +293,5 @@ def score_lines(result: dict) -> list[str]:
 def write(folder: Path, result: dict, sheet: Figure) -> None:
     """Both files under temporary names, then renamed: a reader never finds half a report."""
     with complete(folder / "report.json") as text, complete(folder / "sheet.png") as picture:
-        text.write_text(json.dumps(result, indent=1) + "\n")
+        text.write_text(json.dumps(signed(result), indent=1) + "\n")
         sheet.savefig(picture, format="png", bbox_inches="tight")
