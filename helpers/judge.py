@@ -115,7 +115,7 @@ class Judge:
         """Class probabilities: (n, 3, H, W) in [0, 1] -> (n, classes).
 
         softmax(logits / temperature); kind: "style" or "thing". An image that is not finite is
-        blank for certain.
+        blank for certain; ValueError where the judge has no such class.
         """
         network = {"style": self.style, "thing": self.thing}[kind]
         names = {"style": self.style_names, "thing": self.thing_names}[kind]
@@ -123,7 +123,13 @@ class Judge:
         sound = images.isfinite().flatten(1).all(1)
         parts = torch.where(sound[:, None, None, None], images, 1.0).split(256)
         found = torch.cat([(network(x) / self.temperature[kind]).softmax(1) for x in parts])
-        found[~sound] = F.one_hot(torch.tensor(names.index(BLANK)), len(names)).float()
+        if not sound.all():
+            if BLANK not in names:
+                raise ValueError(
+                    f"{int((~sound).sum())} of {len(sound)} images hold NaN or infinity, and this "
+                    "judge has no class for what shows nothing: leave them out"
+                )
+            found[~sound] = F.one_hot(torch.tensor(names.index(BLANK)), len(names)).float()
         return found
 
     @torch.no_grad()

@@ -184,7 +184,8 @@ def test_a_cache_that_cannot_be_written(tiny_world, home, monkeypatch):
     monkeypatch.setattr(images, "CACHE", images.Path("/proc/lethe/cache"))
     with pytest.warns(UserWarning, match="LETHE_CACHE") as seen:
         first = base_images(tiny_world, ["church"], [1], **FAST)
-    assert len(seen) == 1 and len(files(home)) == 1
+    told = [str(warning.message) for warning in seen]  # libraries may warn of their own
+    assert sum("LETHE_CACHE" in text for text in told) == 1 and len(files(home)) == 1
     monkeypatch.setattr(images, "sample", None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
