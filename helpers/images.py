@@ -3,21 +3,18 @@
 import hashlib
 import json
 import os
-import re
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
 from helpers.concepts import TEMPLATES
 from helpers.diffusion import to_latents
 from helpers.files import complete
+from helpers.reader import folder_images, plain_name
 from helpers.sampling import sample, sampling_of
 from helpers.seeds import retain_seeds, training_seeds
 from helpers.worlds import World
@@ -25,7 +22,6 @@ from helpers.worlds import World
 CACHE = Path(
     os.environ.get("LETHE_CACHE", Path(__file__).resolve().parent.parent / "build" / "cache")
 )
-SUFFIXES = (".png", ".jpg", ".jpeg")
 FACES = (  # AIzheimer's references [7] and [8]
     "vishesh1412/celebrity-face-image-dataset",
     "anku5hk/5-faces-dataset",
@@ -116,31 +112,6 @@ def retain_latents(world: World, without: list[str], *, each: int = 1) -> tuple[
     return to_latents(world, pixels[rows]).float(), [names[i] for i in rows]
 
 
-def folder_images(folder: str | Path, size: int) -> Tensor:
-    """The user's own JPEG and PNG images, by name, shorter side resized, centre cropped.
-
-    Returns (n, 3, size, size) in [0, 1]. An unreadable file is skipped with a warning that names
-    it; ValueError if the folder is missing or none is left.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(folder)!r}: give a folder of JPEG or PNG images")
-    images = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
-        try:
-            image = Image.open(path).convert("RGB")
-        except (UnidentifiedImageError, OSError):
-            warnings.warn(f"{path.name} is not a readable image and was skipped", stacklevel=2)
-            continue
-        small = TF.resize(TF.to_tensor(image), [size], antialias=True)  # the aspect is kept
-        images.append(TF.center_crop(small, [size, size]))
-    if not images:
-        raise ValueError(
-            f"the folder {folder.name!r} holds no readable image ({', '.join(SUFFIXES)})"
-        )
-    return torch.stack(images).clamp(0, 1)
-
-
 def augmented(
     images: Tensor, copies: int, *, flip: bool = True, crop: float = 0.8, colour: float = 0.1,
     seed: int = 0,
@@ -189,14 +160,10 @@ def photographs(person: str, datasets: tuple[str, ...] = FACES) -> Path:
                 f"the dataset {name!r} is neither cached here nor reachable: go online once"
             ) from error
         for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
-            found.setdefault(_plain(folder.name), folder)
-        if _plain(person) in found:
-            return found[_plain(person)]
+            found.setdefault(plain_name(folder.name), folder)
+        if plain_name(person) in found:
+            return found[plain_name(person)]
     names = ", ".join(sorted(folder.name for folder in found.values()))
     raise ValueError(
         f"no photographs of {person!r} in {', '.join(datasets)}, whose folders are: {names}"
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).casefold()

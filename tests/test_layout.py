@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {  # in order: a file imports from its own group or one above it
-    "mathematics": "diffusion losses nullspace closedform stats seeds files show",
+    "mathematics": "diffusion losses nullspace closedform stats seeds files reader show",
     "a world and what it samples": (
         "concepts renders judge judge_sd perceptual worlds attention denoise sampling images"
     ),
