@@ -1,6 +1,7 @@
 """Images to train on: sampled by the base model and cached, or the user's own from a folder."""
 
 import hashlib
+import itertools
 import json
 import os
 from dataclasses import asdict
@@ -11,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms import v2
 
-from helpers.concepts import TEMPLATES
+from helpers.concepts import TEMPLATES, filled
 from helpers.diffusion import to_latents
 from helpers.files import complete
-from helpers.reader import folder_images, plain_name
+from helpers.reader import checked_images, concept_folders, folder_images, plain_name
 from helpers.sampling import sample, sampling_of
 from helpers.seeds import retain_seeds, training_seeds
 from helpers.worlds import World
@@ -70,34 +71,53 @@ def base_images(
     return load_file(path)["images"].float() / 255
 
 
+def caption_templates(world: World, owners: list[str], templates: dict = TEMPLATES) -> list[str]:
+    """The template of each caption: those of its concept's kind, in turn."""
+    turn = {owner: itertools.cycle(templates[world.kind(owner)]) for owner in owners}
+    return [next(turn[owner]) for owner in owners]
+
+
 def captions(
-    world: World, concepts: list[str], count: int, templates: dict = TEMPLATES
+    world: World, concepts: list[str], count: int | dict[str, int], templates: dict = TEMPLATES
 ) -> tuple[list[str], list[str]]:
     """``count`` captions for each concept, the templates of its kind in turn, and their concepts.
 
-    Returns the captions and, for each, the concept that it holds.
+    count: one number, or one for each concept. Returns the captions and, for each, the concept that
+    it holds.
     """
-    forms = {concept: templates[world.kind(concept)] for concept in concepts}
-    prompts = [forms[c][i % len(forms[c])].format(c=c) for c in concepts for i in range(count)]
-    return prompts, [c for c in concepts for _ in range(count)]
+    each = count if isinstance(count, dict) else dict.fromkeys(concepts, count)
+    owners = [concept for concept in concepts for _ in range(each[concept])]
+    forms = caption_templates(world, owners, templates)
+    return [filled(*pair) for pair in zip(forms, owners, strict=True)], owners
+
+
+def own_images(
+    world: World, concepts: list[str], images: str | dict[str, str], templates: dict = TEMPLATES
+) -> tuple[Tensor, list[str], list[str]]:
+    """The user's own pictures of each concept, (n, 3, H, W), their captions, and whose each is.
+
+    images: folders, as ``reader.concept_folders`` takes them. ValueError as it raises.
+    """
+    folders = concept_folders(images, concepts)
+    pixels = {c: folder_images(folders[c], world.image_size) for c in concepts}
+    counts = {concept: len(found) for concept, found in pixels.items()}
+    return torch.cat(list(pixels.values())), *captions(world, concepts, counts, templates)
 
 
 def concept_latents(
-    world: World, concepts: list[str], images: str | int, seed: int, *,
+    world: World, concepts: list[str], images: str | int | dict[str, str], seed: int, *,
     templates: dict = TEMPLATES,
 ) -> tuple[Tensor, list[str], list[str]]:  # fmt: skip
     """Training latents of concepts: (n, c, h, w) fp32, their captions, and each caption's concept.
 
-    images: how many the base model samples for each concept (cached on disk), or a folder of the
-    user's own. templates: captions by kind of concept, used in turn.
+    images: how many the base model samples for each concept (cached on disk), or the user's own, as
+    ``own_images`` takes them. templates: captions by kind of concept, used in turn.
     """
     if isinstance(images, int):
         prompts, owners = captions(world, concepts, images, templates)
         pixels = base_images(world, prompts, training_seeds(seed, len(prompts)))
     else:
-        folder = folder_images(images, world.image_size)
-        prompts, owners = captions(world, concepts, len(folder), templates)
-        pixels = folder.repeat(len(concepts), 1, 1, 1)
+        pixels, prompts, owners = own_images(world, concepts, images, templates)
     return to_latents(world, pixels).float(), prompts, owners
 
 
@@ -123,6 +143,7 @@ def augmented(
     of brightness, contrast and saturation (1 and 0: none). Returns (copies * n, ..., 3, H, W), the
     originals not among them. ValueError for fewer than one copy.
     """
+    checked_images(images.flatten(0, -4))
     if copies < 1:
         raise ValueError(f"copies is {copies}: give at least 1, or leave the images as they are")
     change = v2.Compose(
