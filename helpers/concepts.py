@@ -41,6 +41,29 @@ def object_names(*, people: bool | None = None) -> list[str]:
     return [r["name"] for r in rows if people is None or (r["category"] == "person") == people]
 
 
+def check_template(template: str, *, whole: bool = False) -> str:
+    """The template as it is, once it is seen to mark the concept's place by {c} and no other way.
+
+    whole: a prompt without any place is accepted too. ValueError for what is no text, a missing
+    {c}, or braces that mean nothing.
+    """
+    if not isinstance(template, str):
+        raise ValueError(f"the template is {template!r}: want text such as 'a picture of a {{c}}'")
+    if "{c}" not in template and not whole:
+        raise ValueError(f"the template {template!r} lacks {{c}}, which marks the name's place")
+    if set("{}") & set(template.replace("{c}", "")):
+        raise ValueError(f"the template {template!r} has braces beside {{c}}: take them out")
+    return template
+
+
+def filled(template: str, concept: str, *, whole: bool = False) -> str:
+    """A template with the concept's name wherever {c} stands; the name may hold any letters.
+
+    ValueError for a template that ``check_template`` refuses; whole: as there.
+    """
+    return check_template(template, whole=whole).replace("{c}", concept)
+
+
 def pair_prompt(thing: str, style: str) -> str:
     """The prompt for an object or person in a style: "church in the style of Twemoji"."""
     return concepts()["captions"]["both"][0].format(o=thing, s=style)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from helpers import checked, images, sample
+from helpers import checked, images, sample, unlearn
 from helpers.attention import find_tokens
 from helpers.concepts import BARE, TEMPLATES, concepts, pair_prompt
 from helpers.denoise import SAMPLERS
@@ -27,6 +27,7 @@ from helpers.images import (
     as_stored,
     augmented,
     base_images,
+    caption_templates,
     captions,
     concept_latents,
     folder_images,
@@ -34,6 +35,7 @@ from helpers.images import (
     retain_latents,
     to_bytes,
 )
+from helpers.methods import gcirs
 from helpers.seeds import retain_seeds, training_seeds
 
 FAST = {"steps": 2}
@@ -260,12 +262,47 @@ def test_concept_latents_are_of_the_base_s_images(tiny_world, cache):
 
 
 def test_concept_latents_of_one_s_own_images(tiny_world, cache, tmp_path):
-    for name in ("a", "b"):
-        Image.new("RGB", (20, 20), "red").save(tmp_path / f"{name}.png")
-    latents, prompts, owners = concept_latents(tiny_world, ["church", "dog"], str(tmp_path), 0)
-    assert owners == ["church", "church", "dog", "dog"] and len(prompts) == len(latents) == 4
-    red = to_latents(tiny_world, folder_images(tmp_path, 16))
-    assert torch.equal(latents, red.repeat(2, 1, 1, 1)) and not cache.exists()
+    for name, colour in (("church/a", "red"), ("church/b", "blue"), ("Dog/c", "green")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{name}.png")
+    each = {"church": str(tmp_path / "church"), "dog": str(tmp_path / "Dog")}
+    for own in (each, str(tmp_path)):  # a folder for each, or one with a sub-folder for each
+        latents, prompts, owners = concept_latents(tiny_world, ["dog", "church"], own, 0)
+        assert owners == ["dog", "church", "church"]
+        assert prompts == ["dog", "church", "a picture of a church"]
+        pixels = torch.cat([folder_images(each[name], 16) for name in ("dog", "church")])
+        assert torch.equal(latents, to_latents(tiny_world, pixels))
+    assert not cache.exists()
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "flat" / "a.png")
+    flat = str(tmp_path / "flat")
+    with pytest.raises(ValueError, match=r"no folder of 'church': several concepts need a folder"):
+        concept_latents(tiny_world, ["church", "dog"], flat, 0)
+    assert concept_latents(tiny_world, ["church"], flat, 0)[2] == ["church"]
+
+
+def test_concepts_may_have_different_numbers_of_their_own_images(tiny_world, cache, tmp_path):
+    """Each method takes each picture for its own concept."""
+    for name, colours in {"church": ("red",), "dog": ("blue", "navy", "cyan")}.items():
+        (tmp_path / name).mkdir()
+        for colour in colours:
+            Image.new("RGB", (20, 20), colour).save(tmp_path / name / f"{colour}.png")
+    chosen = gcirs.Options(images=str(tmp_path))
+    found = gcirs.Correlations(tiny_world, ["dog", "church"], chosen, 0).latents
+    for name, count in (("dog", 3), ("church", 1)):
+        own = to_latents(tiny_world, folder_images(tmp_path / name, 16))
+        assert len(own) == count and torch.allclose(found[name], own, atol=1e-6)
+    own = {name: str(tmp_path / name) for name in ("church", "dog")}
+    for method, more in (("resteering", {}), ("fmn", {"visual": 0.0}), ("fmn_sepme", {})):
+        options = {"steps": 1, "images": own, "progress": False, **more}
+        edit = unlearn(tiny_world, ["dog", "church"], method, **options)
+        assert json.loads(json.dumps(edit.meta["options"]["images"])) == own
+
+
+def test_captions_take_one_number_or_one_for_each(tiny_world):
+    assert captions(tiny_world, ["dog", "Noto"], {"dog": 2, "Noto": 1})[1] == ["dog", "dog", "Noto"]
+    templates = caption_templates(tiny_world, ["dog", "Noto", "dog", "dog"])
+    assert templates == ["{c}", "{c}", "a picture of a {c}", "{c}"]
 
 
 def test_the_retain_set_is_sampled_once_for_all(tiny_world, cache):
@@ -333,6 +370,8 @@ def test_a_pair_changes_alike():
     assert torch.allclose(views[:, 0], views[:, 1], atol=1e-6)
     with pytest.raises(ValueError, match="copies is 0"):
         augmented(x, 0)
+    with pytest.raises(ValueError, match=r"from 0 to 255, want \[0, 1\]: divide by 255"):
+        augmented(torch.tensor([0.0, 255.0]).expand(1, 3, 8, 2), 1)
 
 
 # --- photographs of people, with a stand-in for kagglehub: what can be told offline

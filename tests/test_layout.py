@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {  # in order: a file imports from its own group or one above it
     "mathematics": (
-        "identity files checked diffusion losses nullspace closedform stats seeds show"
+        "identity files checked diffusion losses nullspace closedform stats seeds reader show"
     ),
     "a world and what it samples": (
         "concepts renders judge judge_sd perceptual worlds attention denoise sampling "
