@@ -190,7 +190,7 @@ def test_a_cache_that_cannot_be_written(tiny_world, home, monkeypatch):
     assert sum("LETHE_CACHE" in text for text in told) == 1 and len(files(home)) == 1
     monkeypatch.setattr(images, "sample", None)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert torch.equal(base_images(tiny_world, ["church"], [1], **FAST), first)
 
 

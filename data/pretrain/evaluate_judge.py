@@ -124,11 +124,9 @@ def agreement(said: list[str], others: list[str]) -> float:
 def measure(judges: dict[str, Judge]) -> dict:
     """All figures: rows of ``named`` and ``unnamed`` for each judge, agreement, calibration."""
     rows = {row: of_named(judges, *given) for row, given in named().items()}
+    certain = [row.pop("sure") for row in rows.values()]
     sure = {
-        name: [
-            torch.cat(x)
-            for x in zip(*(row.pop("sure")[name] for row in rows.values()), strict=True)
-        ]
+        name: [torch.cat(part) for part in zip(*(row[name] for row in certain), strict=True)]
         for name in judges
     }
     others = {row: of_unnamed(judges, *given) for row, given in unnamed().items()}
