@@ -1,7 +1,6 @@
 """Adapters: low-rank increments whose strength is asked for each prompt while sampling."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -80,18 +79,9 @@ class Adapter:
         gate = GATES[self.gate](world, self, world.rows)
         return self.factor * gate.to(device)
 
-    @contextlib.contextmanager
-    def attached(self, world) -> Iterator[None]:
-        """Hook every named layer of the world for the length of a ``with`` block."""
-        handles = [
-            layer_of(world, name).register_forward_hook(self._hook(world, name))
-            for name in self.down
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def hooks(self, world) -> list[tuple[nn.Module, Callable]]:
+        """Every layer that the adapter names, with the forward hook that belongs on it."""
+        return [(layer_of(world, name), self._hook(world, name)) for name in self.down]
 
     def _hook(self, world, name: str) -> Callable:
         def add(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:

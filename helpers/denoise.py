@@ -1,11 +1,14 @@
 """Denoising: what the network predicts, with increments and guidance, and the way to an image.
 
 The base weights never change: a forward pass uses theta + delta, so the frozen model and the one
-that is trained are the same network.
+that is trained are the same network. A network that predicts velocity is one that predicts noise
+from here on: ``predict`` converts its output, once, and everything else sees eps.
 """
 
+import contextlib
 import itertools
 import math
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from helpers.diffusion import coefficient, ddim_step, guide
+from helpers.diffusion import coefficient, ddim_step, guide, noise_of_velocity
+from helpers.undo import undoing
 
 
 def dpm_solver(config, **options):
@@ -45,20 +49,47 @@ class Sampling:
     batch_size: int | None = None  # images at once; None: 16 on a CPU, 32 on a GPU
 
     def __post_init__(self):
-        if self.sampler not in SAMPLERS:
+        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose from {', '.join(SAMPLERS)}")
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: give at least 1")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance is {self.guidance}: give a number, 1 for the plain model")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: give at least 1, or None")
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if value is None and name == "batch_size":
+                continue
+            if not is_whole(value) or value < 1:
+                raise ValueError(f"{name} is {value!r}: give a whole number, at least 1")
+            object.__setattr__(self, name, int(value))  # a NumPy number is no JSON
+        try:
+            guidance = math.nan if isinstance(self.guidance, bool | str) else float(self.guidance)
+        except (TypeError, ValueError):
+            guidance = math.nan
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance is {self.guidance!r}: give a number, 1 for the plain model")
+        object.__setattr__(self, "guidance", guidance)
 
     def scheduler(self, world):
-        """A fresh diffusers scheduler for the world's noise schedule, its timesteps set."""
-        scheduler = SAMPLERS[self.sampler](world.pipe.scheduler.config)
+        """A fresh diffusers scheduler for the world's noise schedule, its timesteps set.
+
+        It is fed noise, whatever the network predicts. ValueError for more steps than timesteps.
+        """
+        length = len(world.alpha_bar)
+        if self.steps > length:
+            raise ValueError(f"steps is {self.steps}: the schedule has {length}, give 1 to it")
+        config = {**world.pipe.scheduler.config, "prediction_type": "epsilon"}
+        scheduler = SAMPLERS[self.sampler](config)
         scheduler.set_timesteps(self.steps, device=world.device)
+        if scheduler.timesteps.max() >= length:  # the offset leads beyond the last timestep
+            scheduler = SAMPLERS[self.sampler]({**config, "steps_offset": 0})
+            scheduler.set_timesteps(self.steps, device=world.device)
         return scheduler
+
+
+def is_whole(value) -> bool:
+    """Whether a value is an integer, NumPy's included; True and False are none."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
 
 
 def of_part(delta: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -76,16 +107,96 @@ def merged(module: torch.nn.Module, increments: dict[str, Tensor]) -> dict[str, 
     return {n: (base[n].float() + d).to(base[n].dtype) for n, d in increments.items()}
 
 
+def recorded(layer: torch.nn.Module) -> bool:
+    """Whether a block's passes are watched, by a hook or by a processor that is not diffusers'."""
+    return any(
+        module._forward_hooks
+        or not type(getattr(module, "processor", None)).__module__.startswith(("diff", "builtins"))
+        for module in layer.modules()
+    )
+
+
+@contextlib.contextmanager
+def recomputing(network: torch.nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Gradient checkpointing that finds the increments again.
+
+    A block that is run once more in the backward pass would meet the base weights, since
+    ``functional_call`` has put them back by then. So each block takes its own of ``weights`` along.
+    A block whose attention is recorded runs as it is: its maps are kept anyway, and once.
+    """
+    blocks = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+    if not blocks or not torch.is_grad_enabled():
+        yield
+        return
+    names = {module: name for name, module in network.named_modules()}
+    before = [(block, block._gradient_checkpointing_func) for block in blocks]
+
+    def undo() -> None:
+        for block, function in before:
+            block._gradient_checkpointing_func = function
+
+    def carrying(function: Callable) -> Callable:
+        def checkpoint(layer, *args):
+            if layer not in names or recorded(layer):
+                return layer(*args)
+            prefix = names[layer] + "."
+            own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+            return function(Carried(layer, own), *args)
+
+        return checkpoint
+
+    with undoing(undo):
+        for block, function in before:
+            block._gradient_checkpointing_func = carrying(function)
+        yield
+
+
+@dataclass
+class Carried:
+    """A block together with the weights that it runs with."""
+
+    layer: torch.nn.Module
+    weights: dict[str, Tensor]
+
+    def __call__(self, *args):
+        return functional_call(self.layer, self.weights, args)
+
+
+def called(network: torch.nn.Module, weights: dict[str, Tensor], inputs: tuple):
+    """The network's output with some weights replaced; its own are back even after a Ctrl-C."""
+    parameters = dict(network.named_parameters())
+    own = [(*split_name(network, name), parameters[name]) for name in weights]
+
+    def undo() -> None:
+        for owner, leaf, parameter in own:
+            if owner._parameters.get(leaf) is not parameter:
+                owner._parameters[leaf] = parameter
+
+    with undoing(undo), recomputing(network, weights):
+        return functional_call(network, weights, inputs)
+
+
+def split_name(network: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
+    """The module that holds a parameter, and the parameter's name there."""
+    owner, _, leaf = name.rpartition(".")
+    return network.get_submodule(owner), leaf
+
+
 def predict(world, delta: dict[str, Tensor], x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
     """eps_{theta + delta}(x_t, c, t): the noise that the UNet with the increments predicts.
 
     Gradients reach the increments. x_t (b, c, h, w), t (b,), states (b, tokens, width) ->
-    (b, c, h, w), fp32. An empty ``delta`` is the base model.
+    (b, c, h, w), fp32. An empty ``delta`` is the base model. The output of a network that predicts
+    velocity is converted here, and nowhere else (``diffusion.noise_of_velocity``).
     """
-    unet = world.unet
-    weights = merged(unet, of_part(delta, "unet"))
-    inputs = (x_t.to(unet.dtype), t, states.to(unet.dtype))
-    return functional_call(unet, weights, inputs).sample.float()
+    with world.lock:
+        unet = world.unet
+        weights = merged(unet, of_part(delta, "unet"))
+        inputs = (x_t.to(unet.dtype), t, states.to(unet.dtype))
+        output = called(unet, weights, inputs).sample.float()
+    if world.pipe.scheduler.config.prediction_type == "v_prediction":
+        return noise_of_velocity(output, x_t, t, world.alpha_bar)
+    return output
 
 
 def encode(world, prompts: list[str], delta: dict[str, Tensor] | None = None) -> Tensor:
@@ -94,10 +205,11 @@ def encode(world, prompts: list[str], delta: dict[str, Tensor] | None = None) ->
     Without increments equal to ``world.encode`` to the bit. Returns (n, tokens, width).
     ValueError for a prompt that is too long.
     """
-    encoder = world.pipe.text_encoder
+    encoder = world.part("text_encoder")
     weights = merged(encoder, of_part(delta or {}, "text_encoder"))
     ids = world.token_ids(prompts).to(world.device)
-    return functional_call(encoder, weights, (ids,)).last_hidden_state
+    with world.lock:
+        return called(encoder, weights, (ids,)).last_hidden_state
 
 
 def guided_pair(

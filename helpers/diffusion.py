@@ -61,6 +61,25 @@ def predict_x0(x_t: Tensor, eps: Tensor, t: Tensor | int, alpha_bar: Tensor) -> 
     return ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).to(x_t.dtype)
 
 
+def noise_of_velocity(v: Tensor, x_t: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise prediction that a velocity prediction implies.
+
+    eps = sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t,
+    since v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0
+
+    v, x_t (n, ...); t (n,), or a number for all; alpha_bar (T,). Between two timesteps, where some
+    samplers stop, sqrt(1 / alpha_bar - 1) is taken to be linear, as they take it. Returns (n, ...)
+    in v's dtype. Source: Salimans and Ho, Progressive distillation, appendix D.
+    """
+    t = torch.as_tensor(t, device=alpha_bar.device)
+    low, high = t.floor().long(), t.ceil().long()
+    below, above = (coefficient(alpha_bar, end, v).double() for end in (low, high))
+    part = (t - low).to(v.device, torch.float64).reshape(-1, *[1] * (v.ndim - 1))
+    sigma = torch.lerp((1 / below - 1).sqrt(), (1 / above - 1).sqrt(), part)
+    a = 1 / (1 + sigma**2)  # (n, 1, ..., 1)
+    return (a.sqrt() * v + (1 - a).sqrt() * x_t).to(v.dtype)
+
+
 def snr(alpha_bar: Tensor) -> Tensor:
     """Signal-to-noise ratio: the variance of the image's part of x_t over that of the noise's part.
 
@@ -179,11 +198,12 @@ def to_latents(world, images: Tensor) -> Tensor:
 def to_images(world, latents: Tensor) -> Tensor:
     """Decode latents: the inverse of ``to_latents``, up to the VAE's own error.
 
-    latents (n, c, h, w) -> (n, 3, H, W) in [0, 1], fp32, on the CPU.
-    Source: Rombach et al., Latent diffusion, section 3.1.
+    latents (n, c, h, w) -> (n, 3, H, W) in [0, 1], fp32, on the CPU. What is not finite is NaN: to
+    clamp it would turn infinity into white. Source: Rombach et al., Latent diffusion, section 3.1.
     """
     vae = world.pipe.vae
     decoded = vae.decode(latents.to(world.device, vae.dtype) / vae.config.scaling_factor).sample
+    decoded = decoded.where(decoded.isfinite(), torch.nan)
     return (decoded / 2 + 0.5).clamp(0, 1).float().cpu()
 
 

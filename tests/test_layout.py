@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {  # in order: a file imports from its own group or one above it
     "mathematics": (
-        "identity files checked diffusion losses nullspace closedform stats seeds reader show"
+        "identity files undo checked diffusion losses nullspace closedform stats seeds reader show"
     ),
     "a world and what it samples": (
-        "concepts renders judge judge_sd perceptual worlds attention denoise sampling "
+        "concepts renders judge judge_sd perceptual gate worlds attention denoise sampling "
         "provenance images"
     ),
     "editing it": "edits adapters guards export parameters checkpoint training inversion methods",
