@@ -29,7 +29,7 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
 
     ValueError for a phrase without tokens, or a prompt without the phrase.
     """
-    wanted = world.pipe.tokenizer(phrase, add_special_tokens=False).input_ids
+    wanted = _ids(world, phrase)
     if not wanted:
         raise ValueError(f"the phrase {phrase!r} has no tokens: give a word of the prompt")
     found = []
@@ -44,6 +44,11 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
     return found
 
 
+def _ids(world, text: str) -> list[int]:
+    """A text's tokens as they stand in a prompt: an embedding of several vectors has several."""
+    return world.pipe.tokenizer(world.written([text])[0], add_special_tokens=False).input_ids
+
+
 def name_tokens(world, template: str, name: str) -> list[int]:
     """Positions of a name's tokens in the filled template, only where the template puts the name.
 
@@ -51,10 +56,9 @@ def name_tokens(world, template: str, name: str) -> list[int]:
     a name without tokens, or one whose tokens melt into the words beside it.
     """
     everywhere = find_tokens(world, [filled(template, name)], name)[0]
-    tokenizer, parts = world.pipe.tokenizer, template.split("{c}")
+    parts = template.split("{c}")
     before = [name.join(parts[:k]) for k in range(1, len(parts))]  # the text to the left of each
-    starts = [1 + len(tokenizer(text, add_special_tokens=False).input_ids) for text in before]
-    n = len(tokenizer(name, add_special_tokens=False).input_ids)
+    starts, n = [1 + len(_ids(world, text)) for text in before], len(_ids(world, name))
     places = [start + i for start in starts for i in range(n)]
     return places if set(places) <= set(everywhere) else everywhere
 
@@ -86,7 +90,7 @@ def concept_mask(
 def token_roles(world, prompt: str) -> list[str]:
     """What is at each position: 'BOS', the prompt's tokens, 'EOS', then 'padding' (EOS again)."""
     tokenizer = world.pipe.tokenizer
-    length = len(tokenizer(prompt).input_ids) - 2
+    length = len(_ids(world, prompt))
     words = tokenizer.convert_ids_to_tokens(world.token_ids([prompt])[0, 1 : 1 + length].tolist())
     words = [word.replace("</w>", "") for word in words]
     return ["BOS", *words, "EOS", *["padding"] * (world.text_length - length - 2)]
@@ -113,7 +117,9 @@ class AttentionProcessor:
         q, k, v = (  # (b, heads, n, d)
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v)
         )
-        A = (q * attn.scale @ k.transpose(-1, -2)).softmax(-1)  # (b, heads, pixels, tokens)
+        if attn.upcast_attention:  # Stable Diffusion 2.1, whose logits overflow in half precision
+            q, k = q.float(), k.float()
+        A = (q * attn.scale @ k.transpose(-1, -2)).softmax(-1).to(v)  # (b, heads, pixels, tokens)
         if self.on_probabilities is not None:
             self.on_probabilities(A)
         if self.weight is not None:

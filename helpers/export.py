@@ -1,6 +1,9 @@
 """Edits for other programs: a pipeline folder, or a LoRA file."""
 
+import contextlib
+import functools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from torch.nn.functional import pad
 from helpers.checked import save_tensors
 from helpers.files import complete
 from helpers.identity import plain
+from helpers.undo import undoing
 
 TABLE = "_embedding.weight"  # rows that are looked up, not a matrix that is multiplied
 
@@ -43,7 +47,8 @@ def dense(edit) -> dict[str, Tensor]:
 def export(edit, world, folder: str | Path) -> Path:
     """Write the edited world as a folder that ``StableDiffusionPipeline.from_pretrained`` loads.
 
-    UNet and text encoder, merged in fp32 and cast to the world's type last. FileExistsError for a
+    UNet and text encoder, merged in fp32 and cast to the world's type last, with the scheduler that
+    the base's folder came with. FileExistsError for a
     folder that holds something, NotADirectoryError for a file; ValueError for an edit that acts
     while sampling.
     """
@@ -54,9 +59,18 @@ def export(edit, world, folder: str | Path) -> Path:
             f"the folder {folder.name!r} is not empty: choose another, or empty it first"
         )
     whole = replace(edit, delta=dense(edit), adapters=(), parts={})
-    with complete(folder) as temporary, world.applied(whole):
+    with complete(folder) as temporary, world.applied(whole), own_scheduler(world):
         world.pipe.save_pretrained(temporary)
     return folder
+
+
+@contextlib.contextmanager
+def own_scheduler(world) -> Iterator[None]:
+    """The pipeline with the scheduler that its folder came with, not the one Lethe samples by."""
+    with undoing(functools.partial(setattr, world.pipe, "scheduler", world.pipe.scheduler)):
+        if world.scheduler is not None:
+            world.pipe.scheduler = world.scheduler
+        yield
 
 
 def export_lora(edit, path: str | Path, *, rank: int | None = None) -> Path:

@@ -74,7 +74,8 @@ def sample(
     own unless given (``denoise.Sampling``); batches are halved when memory runs out.
     Returns (n, 3, H, W) in [0, 1] on the CPU, fp32. ValueError for an empty list, lists of
     different length, a prompt longer than the text length, states of a wrong shape, or an unknown
-    option. Source: Ho and Salimans, classifier-free guidance, Eq. 6; ``denoise.trajectory``.
+    option; FloatingPointError for images that are not finite.
+    Source: Ho and Salimans, classifier-free guidance, Eq. 6; ``denoise.trajectory``.
     """
     checked(world, prompts, seeds, states, hide)
     how, prompts, seeds = sampling_of(world, sampling), list(prompts), list(seeds)
@@ -127,4 +128,11 @@ def sample_batch(
     hide = zeroed(world, hidden, guided=guided) if hidden else contextlib.nullcontext()
     with hide:
         x_0 = end_of(trajectory(world, states.float(), x_T, sampling, prompts=prompts))
-    return to_images(world, x_0)
+    images = to_images(world, x_0)
+    if not (x_0.isfinite().all() and images.isfinite().all()):
+        raise FloatingPointError(
+            f"images of {prompts[0]!r} and its batch are not finite ({world.unet.dtype}, guidance "
+            f"{sampling.guidance:g}, edits applied: {world.is_edited:d}): scale the edit down, "
+            "lower the guidance, or load the world with dtype=torch.float32"
+        )
+    return images

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.judge import BLANK, NO_CONCEPT, Judge, load_judge
+from helpers.reader import checked_images
 from helpers.renders import TILE
 from helpers.sampling import sample
 from helpers.stats import wilson_interval
@@ -58,6 +59,7 @@ def clip_score(world, images: Tensor, prompts: list[str]) -> Tensor:
         raise ValueError(
             f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image"
         )
+    checked_images(images)
     model = world.clip
     size = model.config.vision_config.image_size
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
@@ -74,6 +76,7 @@ def lpips_distance(world, a: Tensor, b: Tensor, *, size: int | None = None) -> T
 
     See ``perceptual.Perceptual.distance``; ``world.lpips.name`` is what to call it.
     """
+    checked_images(a), checked_images(b)
     return world.lpips.distance(a, b, device=world.device, size=size)
 
 
@@ -186,7 +189,7 @@ def fid(features_a: Tensor, features_b: Tensor) -> float:
 
     features (n, d), (m, d), as ``world.judge.features`` gives them ("FID (judge features)");
     float64 inside. Biased upwards when n is not far above d: compare values of equal n only.
-    ValueError for different widths or fewer than two rows.
+    ValueError for different widths, fewer than two rows, or what is not finite.
     Source: Heusel et al., GANs trained by a two time-scale update rule, Eq. 6.
     In one dimension it is (mu_a - mu_b)^2 + (s_a - s_b)^2, s the standard deviations.
     """
@@ -196,6 +199,8 @@ def fid(features_a: Tensor, features_b: Tensor) -> float:
             "want one width, and two rows or more of each"
         )
     a, b = features_a.double().cpu(), features_b.double().cpu()
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("features hold NaN or infinity: leave out the images that they are of")
     C_a, C_b = torch.atleast_2d(a.T.cov()), torch.atleast_2d(b.T.cov())
     values, vectors = torch.linalg.eigh(C_a)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T  # C_a^{1/2}
