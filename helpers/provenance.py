@@ -70,6 +70,7 @@ def drawing_key(
             "vocabulary": value_digest(vocabulary(world)),
             "scheduler": scheduler_of(scheduler),
             "timesteps": scheduler.timesteps.tolist(),
+            "prediction": world.pipe.scheduler.config.prediction_type,  # ``predict`` converts it
             "noise": value_digest(world.alpha_bar.tolist()),
             "latent": list(world.latent_shape),
             "image": world.image_size,
