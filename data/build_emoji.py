@@ -1,13 +1,18 @@
 """Render the emoji world's nine emoji sets: SVG from npm packages -> one sprite sheet (PNG) a set.
 
     python data/build_emoji.py
+    python data/build_emoji.py --others build/pretrain/others
 
+The second command renders what the judges are taught to call "something else": the icons that
+``others.csv`` lists for training, of the nine sets and of one that the world does not know. The
+first also writes the sheets of those that are held out, which the tests need.
 It needs npm and `pip install -e .[data]`; nobody needs it to use the kit. The packages and the
 renderer are pinned, tiles are rendered in the order of ``concepts.toml``, and PNGs are written
 without metadata. So the same bytes come out every time (``tests/test_data.py`` compares digests).
 """
 
-import hashlib
+import argparse
+import csv
 import io
 import json
 import subprocess
@@ -20,6 +25,9 @@ import resvg_py
 from PIL import Image
 
 DATA = Path(__file__).resolve().parent
+sys.path.insert(0, str(DATA.parent))
+from helpers.identity import file_digest  # noqa: E402
+
 TILE, COLUMNS = 64, 10
 PACKAGES = {  # npm package @iconify-json/<set> -> pinned version
     "noto": "1.2.9",
@@ -31,6 +39,8 @@ PACKAGES = {  # npm package @iconify-json/<set> -> pinned version
     "emojione": "1.2.3",
     "emojione-v1": "1.2.3",
     "emojione-monotone": "1.2.1",
+    "fxemoji": "1.2.2",  # two sets that the world does not know: one for training the judges,
+    "streamline-emojis": "1.2.4",  # one for testing them
 }
 
 
@@ -98,19 +108,48 @@ def write_table(categories: dict, path: Path) -> list[str]:
     return [icon for icon, *_ in rows]
 
 
-def main(target: Path = DATA / "emoji") -> None:
-    concepts = tomllib.loads((DATA / "concepts.toml").read_text())
+def other_icons(use: str, styles: list[dict]) -> dict[str, list[str]]:
+    """The icons of ``others.csv`` for "training" or "held out": set -> names, in its order."""
+    chosen: dict[str, list[str]] = {}
+    with open(DATA / "emoji" / "others.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["use"] == use:
+                known = [style["set"] for style in styles]
+                for name in known if row["sets"] == "nine" else [row["sets"]]:
+                    chosen.setdefault(name, []).append(row["icon"])
+    return chosen
+
+
+def write(packages: Path, chosen: dict[str, list[str]], target: Path, ending: str) -> None:
+    """One sheet a set, without loss, and its digest on the screen."""
     target.mkdir(exist_ok=True, parents=True)
-    names = write_table(concepts["categories"], target / "objects.csv")
+    how = {"png": {"optimize": True}, "webp": {"lossless": True, "quality": 100, "method": 6}}
+    for name, icons in chosen.items():
+        drawn = json.loads((packages / name / "icons.json").read_text())
+        path = target / f"{name}.{ending}"
+        sheet(drawn, icons).save(path, **how[ending])
+        digest = file_digest(path)[:16]
+        print(f"{path.name:36s} {digest}  {path.stat().st_size:7d} bytes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", type=Path, nargs="?", default=DATA / "emoji")
+    parser.add_argument("--others", type=Path, help="only what the judges are trained on, here")
+    args = parser.parse_args()
+    concepts = tomllib.loads((DATA / "concepts.toml").read_text())
+    styles = concepts["styles"]
     with tempfile.TemporaryDirectory() as folder:
         packages = fetch(Path(folder))
-        for style in concepts["styles"]:
-            icons = json.loads((packages / style["set"] / "icons.json").read_text())
-            path = target / f"{style['set']}.png"
-            sheet(icons, names).save(path, optimize=True)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-            print(f"{path.name:36s} {digest}  {path.stat().st_size:7d} bytes")
+        if args.others:
+            write(packages, other_icons("training", styles), args.others, "webp")
+            return
+        args.target.mkdir(exist_ok=True, parents=True)
+        names = write_table(concepts["categories"], args.target / "objects.csv")
+        write(packages, {style["set"]: names for style in styles}, args.target, "png")
+        held_out = other_icons("held out", styles)
+        write(packages, held_out, args.target / "others", "webp")
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

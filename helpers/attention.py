@@ -8,6 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from helpers.concepts import filled
+
 EXECUTION_ORDER = ("down_blocks", "mid_block", "up_blocks")
 
 
@@ -42,16 +44,38 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
     return found
 
 
-def concept_mask(world, prompts: list[str], phrase: str, *, end: bool) -> Tensor:
+def name_tokens(world, template: str, name: str) -> list[int]:
+    """Positions of a name's tokens in the filled template, only where the template puts the name.
+
+    "a picture of a {c}" holds the word "picture" before the concept "picture" does. ValueError for
+    a name without tokens, or one whose tokens melt into the words beside it.
+    """
+    everywhere = find_tokens(world, [filled(template, name)], name)[0]
+    tokenizer, parts = world.pipe.tokenizer, template.split("{c}")
+    before = [name.join(parts[:k]) for k in range(1, len(parts))]  # the text to the left of each
+    starts = [1 + len(tokenizer(text, add_special_tokens=False).input_ids) for text in before]
+    n = len(tokenizer(name, add_special_tokens=False).input_ids)
+    places = [start + i for start in starts for i in range(n)]
+    return places if set(places) <= set(everywhere) else everywhere
+
+
+def concept_mask(
+    world, prompts: list[str], phrase: str, *, end: bool, templates: list[str] | None = None
+) -> Tensor:
     """Which positions of each prompt hold the phrase's tokens; with ``end`` EOS and padding too.
 
-    Returns (n, tokens), bool. The phrase may stand elsewhere in each prompt, so a batch needs one
+    templates: what each prompt was filled from, where only the phrase's own places count. Returns
+    (n, tokens), bool. The phrase may stand elsewhere in each prompt, so a batch needs one
     row for each image. (The release repeats the rows in another order than its heads, which is
     right for its batches of one only.) ValueError for a prompt without the phrase.
     """
     ids = world.token_ids(prompts)
     mask = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, positions in zip(mask, find_tokens(world, prompts, phrase), strict=True):
+    if templates is None:
+        found = find_tokens(world, prompts, phrase)
+    else:
+        found = [name_tokens(world, template, phrase) for template in templates]
+    for row, positions in zip(mask, found, strict=True):
         row[positions] = True
     mask[:, 0] = False  # BOS, which soft tokens borrow as their placeholder
     if end:

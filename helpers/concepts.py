@@ -5,6 +5,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+from helpers.identity import verify_manifest
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -16,7 +18,11 @@ def concepts() -> dict:
 
 @cache
 def object_table() -> list[dict]:
-    """Rows of ``data/emoji/objects.csv``: index, name, icon, category, synonyms (a list)."""
+    """Rows of ``data/emoji/objects.csv``: index, name, icon, category, synonyms (a list).
+
+    ValueError for a file that is not the one that was committed.
+    """
+    verify_manifest(DATA / "emoji", ["objects.csv"])
     with open(DATA / "emoji" / "objects.csv", newline="") as file:
         return [
             {**row, "synonyms": [s for s in row["synonyms"].split("|") if s]}
@@ -33,6 +39,29 @@ def object_names(*, people: bool | None = None) -> list[str]:
     """Names of objects and people in the table's order; ``people`` True or False: only those."""
     rows = object_table()
     return [r["name"] for r in rows if people is None or (r["category"] == "person") == people]
+
+
+def check_template(template: str, *, whole: bool = False) -> str:
+    """The template as it is, once it is seen to mark the concept's place by {c} and no other way.
+
+    whole: a prompt without any place is accepted too. ValueError for what is no text, a missing
+    {c}, or braces that mean nothing.
+    """
+    if not isinstance(template, str):
+        raise ValueError(f"the template is {template!r}: want text such as 'a picture of a {{c}}'")
+    if "{c}" not in template and not whole:
+        raise ValueError(f"the template {template!r} lacks {{c}}, which marks the name's place")
+    if set("{}") & set(template.replace("{c}", "")):
+        raise ValueError(f"the template {template!r} has braces beside {{c}}: take them out")
+    return template
+
+
+def filled(template: str, concept: str, *, whole: bool = False) -> str:
+    """A template with the concept's name wherever {c} stands; the name may hold any letters.
+
+    ValueError for a template that ``check_template`` refuses; whole: as there.
+    """
+    return check_template(template, whole=whole).replace("{c}", concept)
 
 
 def pair_prompt(thing: str, style: str) -> str:

@@ -7,6 +7,8 @@ of it. The letter x stands for images and for latents: no function here needs to
 import torch
 from torch import Tensor
 
+from helpers.reader import checked_images
+
 
 def coefficient(alpha_bar: Tensor, t: Tensor | int, like: Tensor) -> Tensor:
     """The schedule's value at each timestep, shaped so that it multiplies a batch.
@@ -161,12 +163,13 @@ def to_latents(world, images: Tensor) -> Tensor:
     """Encode images: the mean of the VAE's posterior, scaled as the UNet expects it.
 
     images (n, 3, H, W) in [0, 1] -> (n, c, h, w) on the world's device and in its dtype, 16 at a
-    time. The mean rather than a sample, so that one image has one latent.
+    time. The mean rather than a sample, so that one image has one latent. ValueError for what
+    is no image in [0, 1].
     Source: Rombach et al., Latent diffusion, section 3.1.
     """
     vae = world.pipe.vae
     latents = []
-    for batch in images.split(16):
+    for batch in checked_images(images).split(16):
         x = batch.to(world.device, vae.dtype) * 2 - 1
         latents.append(vae.encode(x).latent_dist.mode() * vae.config.scaling_factor)
     return torch.cat(latents)

@@ -6,19 +6,23 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers import export
 from helpers.adapters import Adapter, layer_of
-from helpers.files import complete
+from helpers.checked import load_tensors, save_tensors
+from helpers.files import shown
 from helpers.guards import Guard, guard_from
+from helpers.identity import plain
 
-FORMAT, FIRST_FORMAT = "lethe-edit-2", "lethe-edit-1"
+FORMAT = "lethe-edit-3"  # with a digest of tensors and metadata
+OLDER, FIRST_FORMAT = "lethe-edit-2", "lethe-edit-1"  # without: read, as before
+REMEDY = "save it again from the edit in memory, take a copy, or train it again"
+NOISE = 4 * torch.finfo(torch.float32).eps  # what rounding leaves, relative to what cancels
 
 
 @dataclass
@@ -40,8 +44,19 @@ class Edit:
     guards: tuple[Guard, ...] = ()
     parts: dict[str, "Edit"] = field(default_factory=dict)
 
+    __array_ufunc__ = None  # a NumPy number leaves the product to the edit
+
     def __post_init__(self):
-        for name, value in self.delta.items():
+        self._require_sound()
+        if self.meta:
+            self.meta = labelled(self.meta)
+
+    def _require_sound(self) -> None:
+        """ValueError for tensors that no file could give back: not fp32, or not finite."""
+        matrices = [m for a in self.adapters for side in (a.down, a.up) for m in side.items()]
+        for name, value in [*self.delta.items(), *matrices]:
+            if not isinstance(value, Tensor):
+                raise ValueError(f"the increment of {name} is {value!r}: give a tensor of float32")
             if value.dtype != torch.float32:
                 raise ValueError(
                     f"the increment of {name} is {value.dtype}: increments are kept in float32"
@@ -50,8 +65,6 @@ class Edit:
                 raise ValueError(
                     f"the increment of {name} holds NaN or infinity: train again with a lower rate"
                 )
-        if self.meta:
-            self.meta = labelled(self.meta)
 
     @property
     def concepts(self) -> dict[str, float]:
@@ -114,47 +127,61 @@ class Edit:
     # --- algebra
 
     def _combine(self, other: "Edit", sign: float) -> "Edit":
+        if not isinstance(other, Edit):
+            raise ValueError(f"an edit adds to another edit, not to {other!r}: give an Edit")
         clash = {p for p in self.base.keys() & other.base.keys() if self.base[p] != other.base[p]}
         if clash:
             raise ValueError(
                 f"the edits were made for different base weights ({self.base} and {other.base}) "
                 "and cannot be merged"
             )
-        delta = {name: value.clone() for name, value in self.delta.items()}
-        for name, value in other.delta.items():
-            if name in delta and delta[name].shape != value.shape:
-                raise ValueError(
-                    f"{name} has shapes {tuple(delta[name].shape)} and {tuple(value.shape)} "
-                    "in the two edits"
-                )
-            delta[name] = delta[name] + sign * value if name in delta else sign * value
-        meta = {
-            "base": self.base | other.base,
-            "concepts": added(self.concepts, other.concepts, sign),
-            "merged_from": [self.meta, other.meta],
-        }
         adapters = joined_adapters(self.adapters, [a.scaled(sign) for a in other.adapters])
+        delta = joined_delta(self.delta, other.delta, sign)
+        left = touched(delta, adapters)  # a part that nothing touches any more may be another one
+        gone = (touched(self.delta, self.adapters) | touched(other.delta, other.adapters)) - left
+        base = {p: mark for p, mark in (self.base | other.base).items() if p not in gone}
+        meta = {
+            "base": base,
+            "concepts": added(self.concepts, other.concepts, sign),
+            "merged_from": joined_sources(sources(self), sources(other, sign)),
+        }
         guards = joined_guards(self.guards, other.guards, sign)
         return Edit(delta, [], meta, adapters, guards, joined_parts(self, other, sign))
 
     def __add__(self, other: "Edit") -> "Edit":
         return self._combine(other, 1.0)
 
+    def __radd__(self, other) -> "Edit":
+        if isinstance(other, int) and other == 0:  # where Python's sum begins
+            return self
+        return self._combine(other, 1.0)
+
     def __sub__(self, other: "Edit") -> "Edit":
         return self._combine(other, -1.0)
 
     def __mul__(self, factor: float) -> "Edit":
+        factor = number(factor)
         if self.guards and factor != 1:
             raise ValueError(f"a guard has no {factor:g}-fold: give its own strength instead")
         concepts = {c: factor * f for c, f in self.concepts.items() if factor * f != 0}
         meta = {**self.meta, "concepts": concepts, "scale": factor * self.meta.get("scale", 1.0)}
+        if "merged_from" in meta:
+            meta["merged_from"] = sources(self, factor)
+        delta = {name: factor * value for name, value in self.delta.items()} if factor else {}
+        if not all(value.isfinite().all() for value in delta.values()):
+            raise ValueError(f"{factor:g} times this edit is beyond float32: give a smaller factor")
         return Edit(
-            {name: factor * value for name, value in self.delta.items()}, [], meta,
+            delta, [], meta,
             tuple(a.scaled(factor) for a in self.adapters) if factor else (), self.guards,
-            {name: factor * part for name, part in self.parts.items()},
+            {name: factor * part for name, part in self.parts.items()} if factor else {},
         )  # fmt: skip
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Edit":
+        if number(divisor) == 0:
+            raise ValueError("an edit has no 0th part: divide by another number")
+        return self * (1 / number(divisor))
 
     def __neg__(self) -> "Edit":
         return -1.0 * self
@@ -170,42 +197,41 @@ class Edit:
     def save(self, path: str | Path) -> Path:
         """Write increments, adapters, guards, parts, history and meta to one safetensors file.
 
-        The file is written under a temporary name and then renamed.
+        The file is whole or absent, and has a digest of all that it holds. Paths and NumPy's
+        numbers in the meta become text and plain numbers. ValueError, before anything is written,
+        names what no file could hold; OSError names the file where it cannot be written.
         """
         path = Path(path)
         tensors, description = _packed(self)
-        metadata = {"format": FORMAT, "edit": json.dumps(description)}
-        with complete(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        text = json.dumps(plain(description, "the edit"))
+        save_tensors(path, tensors, {"format": FORMAT, "edit": text})
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> "Edit":
-        """Read what ``save`` wrote, in this format or the first.
+        """Read what ``save`` wrote, in this format or an older one.
 
-        FileNotFoundError, or ValueError for a file that is cut short or of another kind.
+        FileNotFoundError, or ValueError names a file that is cut short, damaged, or of another
+        kind, and the remedy.
         """
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"there is no edit at {str(path)!r}: check the path that edit.save returned"
-            )
+        tensors, metadata = load_tensors(path, "edit", REMEDY, signed=[FORMAT])
+        known, kind = (FORMAT, OLDER, FIRST_FORMAT), metadata.get("format")
+        if kind not in known:
+            newer = f"of the format {kind!r}, and this version reads {', '.join(known)}"
+            why = f"{newer}: update the kit" if kind else f"no Lethe edit (no format): {REMEDY}"
+            raise ValueError(f"{shown(path)} holds tensors but is {why}")
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
+            if kind == FIRST_FORMAT:
+                delta = {f"unet.{name}": value for name, value in tensors.items()}
+                history, meta = (json.loads(metadata[key]) for key in ("history", "meta"))
+                return cls(delta, *checked_description(history, meta))
+            return _unpacked(tensors, json.loads(metadata["edit"]))
+        except KeyError as error:
             raise ValueError(
-                f"{path.name} is no readable safetensors file (cut short?): save it again"
+                f"{shown(path)} is damaged: its metadata lacks {error.args[0]!r}: {REMEDY}"
             ) from error
-        if metadata.get("format") == FIRST_FORMAT:
-            delta = {f"unet.{name}": value for name, value in tensors.items()}
-            return cls(delta, json.loads(metadata["history"]), json.loads(metadata["meta"]))
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path.name} holds tensors but no Lethe edit: its metadata lacks {FORMAT!r}"
-            )
-        return _unpacked(tensors, json.loads(metadata["edit"]))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{shown(path)} cannot be read: {error}; {REMEDY}") from error
 
     def export(self, world, folder: str | Path) -> Path:
         """The edited world as a pipeline folder for plain diffusers: see ``export.export``."""
@@ -224,6 +250,91 @@ def labelled(meta: dict) -> dict:
     if isinstance(meta.get("base"), str):
         meta["base"] = {"unet": meta["base"]}
     return meta
+
+
+def checked_description(history, meta) -> tuple[list[dict], dict]:
+    """History and meta of a file. ValueError if they are not a list of dicts and a dict."""
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise ValueError(f"its history is {str(history)[:40]!r}, not a list of steps")
+    if not isinstance(meta, dict):
+        raise ValueError(f"its meta is {str(meta)[:40]!r}, not a dict")
+    found = meta.get("concepts", {})
+    factors = found.values() if isinstance(found, dict) else [1.0]
+    good = all(isinstance(f, int | float) and math.isfinite(f) for f in factors)
+    if not isinstance(found, dict | list) or not good:
+        raise ValueError(f"its concepts are {found!r}, not names with their factors")
+    if not isinstance(meta.get("base", {}), dict | str):
+        raise ValueError(f"its base is {meta['base']!r}, not fingerprints by part")
+    return history, meta
+
+
+def number(factor) -> float:
+    """A factor of an edit as a plain number. ValueError for what is no finite number."""
+    if isinstance(factor, Tensor) and factor.ndim == 0:
+        factor = factor.item()
+    if not isinstance(factor, Real) or not math.isfinite(factor):
+        raise ValueError(f"an edit is multiplied by a finite number, not by {factor!r}")
+    return float(factor)
+
+
+def sources(edit: Edit, factor: float = 1.0) -> list[dict]:
+    """The metas of the trainings that an edit is the sum of, each with its "scale" in the sum."""
+    found = edit.meta.get("merged_from") or ([edit.meta] if edit.meta else [])
+    scaled = []
+    for meta in found:
+        concepts = {c: factor * f for c, f in labelled(meta).get("concepts", {}).items()}
+        scale = factor * meta.get("scale", 1.0)
+        scaled.append({**meta, "concepts": concepts, "scale": scale})
+    return scaled
+
+
+def joined_sources(mine: list[dict], theirs: list[dict]) -> list[dict]:
+    """A flat list of both; the same training counts once, and one that cancels is left out."""
+    found: list[dict] = []
+    for meta in [*mine, *theirs]:
+        known = next((m for m in found if unscaled(m) == unscaled(meta)), None)
+        if known is None:
+            found.append(dict(meta))
+            continue
+        known["scale"] += meta["scale"]
+        known["concepts"] = added(known["concepts"], meta["concepts"], 1.0)
+    return [meta for meta in found if not math.isclose(meta["scale"], 0.0, abs_tol=1e-9)]
+
+
+def unscaled(meta: dict) -> dict:
+    """A source's meta without what its factor changes."""
+    names = sorted(meta["concepts"])
+    return {**{k: v for k, v in meta.items() if k != "scale"}, "concepts": names}
+
+
+def touched(delta: dict[str, Tensor], adapters: Iterable[Adapter]) -> set[str]:
+    """The parts of the pipeline that increments and adapters change."""
+    names = [*delta, *(name for adapter in adapters for name in adapter.down)]
+    return {name.partition(".")[0] for name in names}
+
+
+def joined_delta(
+    mine: dict[str, Tensor], theirs: dict[str, Tensor], sign: float
+) -> dict[str, Tensor]:
+    """Increments of a sum or a difference; a tensor that cancels, up to rounding, is left out.
+
+    ValueError for different shapes under one name.
+    """
+    total = {name: value.clone() for name, value in mine.items()}
+    for name, value in theirs.items():
+        if name not in total:
+            total[name] = sign * value
+            continue
+        before = total.pop(name)
+        if before.shape != value.shape:
+            raise ValueError(
+                f"{name} has shapes {tuple(before.shape)} and {tuple(value.shape)} in the two edits"
+            )
+        largest = max((v.abs().max().item() for v in (before, value) if v.numel()), default=0.0)
+        result = before + sign * value
+        if largest == 0 or result.abs().max() > NOISE * largest:
+            total[name] = result
+    return {name: total[name] for name in {**mine, **theirs} if name in total}
 
 
 def added(a: dict[str, float], b: dict[str, float], sign: float) -> dict[str, float]:
@@ -301,7 +412,10 @@ def same(a: Edit, b: Edit) -> bool:
 
 
 def _packed(edit: Edit, prefix: str = "") -> tuple[dict[str, Tensor], dict]:
-    """An edit as tensors with distinct names and a description for JSON."""
+    """An edit as tensors with distinct names and a description for JSON. ValueError for an edit
+    that could not be read again."""
+    edit._require_sound()
+    checked_description(edit.history, edit.meta)
     # a copy: the whole and its parts may share tensors, which safetensors refuses
     tensors = {f"{prefix}delta:{n}": v.contiguous().clone() for n, v in edit.delta.items()}
     described = []
@@ -323,7 +437,9 @@ def _packed(edit: Edit, prefix: str = "") -> tuple[dict[str, Tensor], dict]:
 
 
 def _unpacked(tensors: dict[str, Tensor], description: dict, prefix: str = "") -> Edit:
-    """The inverse of ``_packed``."""
+    """The inverse of ``_packed``. ValueError, KeyError or TypeError for what it did not write."""
+    if not isinstance(description, dict):
+        raise ValueError(f"it describes {str(description)[:40]!r}, no edit")
 
     def below(start: str) -> dict[str, Tensor]:
         return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
@@ -338,4 +454,5 @@ def _unpacked(tensors: dict[str, Tensor], description: dict, prefix: str = "") -
     }
     guards = tuple(guard_from(described) for described in description["guards"])
     delta = below(f"{prefix}delta:")
-    return Edit(delta, description["history"], description["meta"], adapters, guards, parts)
+    about = checked_description(description["history"], description["meta"])
+    return Edit(delta, *about, adapters, guards, parts)

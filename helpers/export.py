@@ -1,17 +1,16 @@
 """Edits for other programs: a pipeline folder, or a LoRA file."""
 
 import json
-import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from helpers.checked import save_tensors
 from helpers.files import complete
+from helpers.identity import plain
 
 TABLE = "_embedding.weight"  # rows that are looked up, not a matrix that is multiplied
 
@@ -45,19 +44,18 @@ def export(edit, world, folder: str | Path) -> Path:
     """Write the edited world as a folder that ``StableDiffusionPipeline.from_pretrained`` loads.
 
     UNet and text encoder, merged in fp32 and cast to the world's type last. FileExistsError for a
-    folder that holds something; ValueError for an edit that acts while sampling.
+    folder that holds something, NotADirectoryError for a file; ValueError for an edit that acts
+    while sampling.
     """
     folder = Path(folder)
     require_dense(edit, "a pipeline folder")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(
             f"the folder {folder.name!r} is not empty: choose another, or empty it first"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     whole = replace(edit, delta=dense(edit), adapters=(), parts={})
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary, world.applied(whole):
-        world.pipe.save_pretrained(Path(temporary) / "pipeline")
-        os.replace(Path(temporary) / "pipeline", folder)
+    with complete(folder) as temporary, world.applied(whole):
+        world.pipe.save_pretrained(temporary)
     return folder
 
 
@@ -93,8 +91,6 @@ def export_lora(edit, path: str | Path, *, rank: int | None = None) -> Path:
             root[:, None] * Vh[:r], (0, 0, 0, gap)
         )  # (r, d_in)
     path = Path(path)
-    metadata = {"format": "pt", "meta": json.dumps(edit.meta)}
-    with complete(path) as temporary:
-        ready = {name: value.float().contiguous() for name, value in tensors.items()}
-        save_file(ready, temporary, metadata=metadata)
+    metadata = {"format": "pt", "meta": json.dumps(plain(edit.meta, "meta"))}
+    save_tensors(path, {name: value.float() for name, value in tensors.items()}, metadata)
     return path

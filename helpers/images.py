@@ -1,31 +1,34 @@
 """Images to train on: sampled by the base model and cached, or the user's own from a folder."""
 
-import hashlib
+import functools
+import itertools
 import json
 import os
-import re
+import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
-from helpers.concepts import TEMPLATES
+from helpers.checked import load_tensors, save_tensors
+from helpers.concepts import TEMPLATES, filled
 from helpers.diffusion import to_latents
-from helpers.files import complete
-from helpers.sampling import sample, sampling_of
+from helpers.files import shown
+from helpers.identity import value_digest
+from helpers.provenance import drawing_key
+from helpers.reader import checked_images, concept_folders, folder_images, plain_name
+from helpers.sampling import checked, sample, sampling_of
 from helpers.seeds import retain_seeds, training_seeds
 from helpers.worlds import World
 
 CACHE = Path(
-    os.environ.get("LETHE_CACHE", Path(__file__).resolve().parent.parent / "build" / "cache")
+    os.environ.get("LETHE_CACHE") or Path(__file__).resolve().parent.parent / "build" / "cache"
 )
-SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMAT = "lethe-images-1"  # of files of images
+WAY_OUT = "set LETHE_CACHE to a folder that you may write to"
 FACES = (  # AIzheimer's references [7] and [8]
     "vishesh1412/celebrity-face-image-dataset",
     "anku5hk/5-faces-dataset",
@@ -42,16 +45,76 @@ def as_stored(images: Tensor) -> Tensor:
     return to_bytes(images).float() / 255
 
 
+def save_pictures(path: str | Path, images: Tensor, asked: dict | None = None) -> None:
+    """Write images in [0, 1] as 8-bit numbers, with the question that they answer and a digest."""
+    metadata = {"format": FORMAT}
+    if asked is not None:
+        metadata["asked"] = json.dumps(asked, sort_keys=True)
+    save_tensors(path, {"images": to_bytes(images)}, metadata, remedy=WAY_OUT)
+
+
+def load_pictures(
+    path: str | Path, n: int | None = None, asked: dict | None = None, *,
+    remedy: str = "remove it, and it is made again",
+) -> Tensor:  # fmt: skip
+    """Images that ``save_pictures`` wrote, 8-bit numbers (n, 3, H, W).
+
+    n: how many there must be, at least; asked: the question that they must answer.
+    FileNotFoundError, or ValueError names the file, what is wrong, and the remedy.
+    """
+    tensors, metadata = load_tensors(path, "file of images", remedy, signed=[FORMAT])
+    images = tensors.get("images")
+    right = images is not None and images.dtype == torch.uint8 and images.ndim == 4
+    if not right or images.shape[1] != 3 or len(images) < (n or 1) or 0 in images.shape:
+        found = "none" if images is None else f"{images.dtype}, {tuple(images.shape)}"
+        wanted = f"{n or 'some'} of three channels of 8-bit numbers"
+        raise ValueError(f"{shown(path)} holds other images ({found}; want {wanted}): {remedy}")
+    if asked is not None and metadata.get("asked") != json.dumps(asked, sort_keys=True):
+        raise ValueError(f"{shown(path)} answers another question: {remedy}")
+    return images
+
+
+@functools.cache
+def _writable(folder: Path) -> Path:
+    """The folder, or, with one warning, another one of this user's where it cannot be written."""
+    home = os.path.expanduser("~")
+    private = os.environ.get("XDG_CACHE_HOME") or (home != "~" and f"{home}/.cache")
+    for chosen in [folder, *([Path(private) / "lethe"] if private else [])]:
+        try:
+            chosen.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=chosen):
+                pass
+        except OSError:
+            continue
+        break
+    else:
+        chosen = Path(tempfile.mkdtemp(prefix="lethe-"))  # nobody else can have made it
+    if chosen != folder:
+        warnings.warn(
+            f"images cannot be kept in {shown(folder)}, so they are kept in {shown(chosen)}: "
+            f"{WAY_OUT}",
+            stacklevel=3,
+        )
+    return chosen
+
+
+def cache_folder() -> Path:
+    """Where the base's images are kept: ``CACHE``, or, if that cannot be written, a folder of this
+    user's own."""
+    return CACHE if CACHE.is_dir() and os.access(CACHE, os.W_OK) else _writable(CACHE)
+
+
 def base_images(
     world: World, prompts: list[str], seeds: list[int], *, hide: list[list[int]] | None = None,
     progress: bool = False, **sampling,
 ) -> Tensor:  # fmt: skip
-    """What the base model samples, kept on disk under a name that depends on all that was asked.
+    """What the base model samples, kept on disk under a name that depends on all that makes it.
 
     hide: for each prompt, token positions whose cross-attention is zero meanwhile; sampling: as in
     ``sample``. Returns (n, 3, H, W) in [0, 1], stored as 8-bit numbers, so that the first call
-    returns what later calls will read. RuntimeError inside ``world.applied``: the images would be
-    the edited model's, and be kept as the base's.
+    returns what later calls will read. The weights count as they stand now. A damaged file is
+    sampled again, with a warning; so are images that cannot be kept. RuntimeError inside
+    ``world.applied``: the images would be the edited model's, and be kept as the base's.
     """
     if world.is_edited:
         raise RuntimeError(
@@ -59,49 +122,70 @@ def base_images(
             "the base's: leave the block first, or use sample"
         )
     how = sampling_of(world, sampling)
-    asked = {
-        "base": [world.fingerprint(), world.fingerprint("text_encoder")],
-        "prompts": list(prompts), "seeds": list(seeds), **asdict(how),
-    }  # fmt: skip
-    if hide is not None:
-        asked["hide"] = hide
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
-    path = CACHE / f"{name}.safetensors"
-    if not path.exists():
-        images = sample(world, prompts, seeds, hide=hide, progress=progress, **asdict(how))
-        with complete(path) as temporary:
-            save_file({"images": to_bytes(images)}, temporary)
-    return load_file(path)["images"].float() / 255
+    checked(world, prompts, seeds, None, hide)
+    asked = drawing_key(world, prompts, seeds, how, hide)
+    path = cache_folder() / f"{value_digest(asked)[:24]}.safetensors"
+    if path.exists():
+        try:
+            again = "it is made again"
+            return load_pictures(path, len(prompts), asked, remedy=again).float() / 255
+        except (ValueError, OSError) as error:
+            warnings.warn(str(error), stacklevel=2)
+    images = sample(world, prompts, seeds, hide=hide, progress=progress, **asdict(how))
+    try:
+        save_pictures(path, images, asked)
+    except OSError as error:
+        warnings.warn(f"these images are not kept, since {error}", stacklevel=2)
+    return as_stored(images)
+
+
+def caption_templates(world: World, owners: list[str], templates: dict = TEMPLATES) -> list[str]:
+    """The template of each caption: those of its concept's kind, in turn."""
+    turn = {owner: itertools.cycle(templates[world.kind(owner)]) for owner in owners}
+    return [next(turn[owner]) for owner in owners]
 
 
 def captions(
-    world: World, concepts: list[str], count: int, templates: dict = TEMPLATES
+    world: World, concepts: list[str], count: int | dict[str, int], templates: dict = TEMPLATES
 ) -> tuple[list[str], list[str]]:
     """``count`` captions for each concept, the templates of its kind in turn, and their concepts.
 
-    Returns the captions and, for each, the concept that it holds.
+    count: one number, or one for each concept. Returns the captions and, for each, the concept that
+    it holds.
     """
-    forms = {concept: templates[world.kind(concept)] for concept in concepts}
-    prompts = [forms[c][i % len(forms[c])].format(c=c) for c in concepts for i in range(count)]
-    return prompts, [c for c in concepts for _ in range(count)]
+    each = count if isinstance(count, dict) else dict.fromkeys(concepts, count)
+    owners = [concept for concept in concepts for _ in range(each[concept])]
+    forms = caption_templates(world, owners, templates)
+    return [filled(*pair) for pair in zip(forms, owners, strict=True)], owners
+
+
+def own_images(
+    world: World, concepts: list[str], images: str | dict[str, str], templates: dict = TEMPLATES
+) -> tuple[Tensor, list[str], list[str]]:
+    """The user's own pictures of each concept, (n, 3, H, W), their captions, and whose each is.
+
+    images: folders, as ``reader.concept_folders`` takes them. ValueError as it raises.
+    """
+    folders = concept_folders(images, concepts)
+    pixels = {c: folder_images(folders[c], world.image_size) for c in concepts}
+    counts = {concept: len(found) for concept, found in pixels.items()}
+    return torch.cat(list(pixels.values())), *captions(world, concepts, counts, templates)
 
 
 def concept_latents(
-    world: World, concepts: list[str], images: str | int, seed: int, *,
+    world: World, concepts: list[str], images: str | int | dict[str, str], seed: int, *,
     templates: dict = TEMPLATES,
 ) -> tuple[Tensor, list[str], list[str]]:  # fmt: skip
     """Training latents of concepts: (n, c, h, w) fp32, their captions, and each caption's concept.
 
-    images: how many the base model samples for each concept (cached on disk), or a folder of the
-    user's own. templates: captions by kind of concept, used in turn.
+    images: how many the base model samples for each concept (cached on disk), or the user's own, as
+    ``own_images`` takes them. templates: captions by kind of concept, used in turn.
     """
     if isinstance(images, int):
         prompts, owners = captions(world, concepts, images, templates)
         pixels = base_images(world, prompts, training_seeds(seed, len(prompts)))
     else:
-        folder = folder_images(images, world.image_size)
-        prompts, owners = captions(world, concepts, len(folder), templates)
-        pixels = folder.repeat(len(concepts), 1, 1, 1)
+        pixels, prompts, owners = own_images(world, concepts, images, templates)
     return to_latents(world, pixels).float(), prompts, owners
 
 
@@ -116,31 +200,6 @@ def retain_latents(world: World, without: list[str], *, each: int = 1) -> tuple[
     return to_latents(world, pixels[rows]).float(), [names[i] for i in rows]
 
 
-def folder_images(folder: str | Path, size: int) -> Tensor:
-    """The user's own JPEG and PNG images, by name, shorter side resized, centre cropped.
-
-    Returns (n, 3, size, size) in [0, 1]. An unreadable file is skipped with a warning that names
-    it; ValueError if the folder is missing or none is left.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(folder)!r}: give a folder of JPEG or PNG images")
-    images = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
-        try:
-            image = Image.open(path).convert("RGB")
-        except (UnidentifiedImageError, OSError):
-            warnings.warn(f"{path.name} is not a readable image and was skipped", stacklevel=2)
-            continue
-        small = TF.resize(TF.to_tensor(image), [size], antialias=True)  # the aspect is kept
-        images.append(TF.center_crop(small, [size, size]))
-    if not images:
-        raise ValueError(
-            f"the folder {folder.name!r} holds no readable image ({', '.join(SUFFIXES)})"
-        )
-    return torch.stack(images).clamp(0, 1)
-
-
 def augmented(
     images: Tensor, copies: int, *, flip: bool = True, crop: float = 0.8, colour: float = 0.1,
     seed: int = 0,
@@ -152,6 +211,7 @@ def augmented(
     of brightness, contrast and saturation (1 and 0: none). Returns (copies * n, ..., 3, H, W), the
     originals not among them. ValueError for fewer than one copy.
     """
+    checked_images(images.flatten(0, -4))
     if copies < 1:
         raise ValueError(f"copies is {copies}: give at least 1, or leave the images as they are")
     change = v2.Compose(
@@ -189,14 +249,10 @@ def photographs(person: str, datasets: tuple[str, ...] = FACES) -> Path:
                 f"the dataset {name!r} is neither cached here nor reachable: go online once"
             ) from error
         for folder in sorted(path for path in root.rglob("*") if path.is_dir()):
-            found.setdefault(_plain(folder.name), folder)
-        if _plain(person) in found:
-            return found[_plain(person)]
+            found.setdefault(plain_name(folder.name), folder)
+        if plain_name(person) in found:
+            return found[plain_name(person)]
     names = ", ".join(sorted(folder.name for folder in found.values()))
     raise ValueError(
         f"no photographs of {person!r} in {', '.join(datasets)}, whose folders are: {names}"
     )
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).casefold()

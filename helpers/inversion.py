@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers import losses
+from helpers.concepts import check_template, filled
 from helpers.denoise import encode, predict
 from helpers.diffusion import noised, to_latents
+from helpers.reader import checked_images
 from helpers.training import Problem, Training, at_least, run
 from helpers.worlds import World
 
@@ -37,8 +39,7 @@ class Inversion(Training):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, 1, "tokens")
-        if "{c}" not in self.template:
-            raise ValueError(f"the template {self.template!r} lacks {{c}}, where the tokens stand")
+        check_template(self.template)
 
 
 @contextlib.contextmanager
@@ -125,11 +126,8 @@ def invert(
     ValueError for no image, images of another size, no token, or a template without {c}.
     Source: Gal et al., An image is worth one word, Eq. 2; norm control: Forget-Me-Not's release.
     """
-    wanted, chosen = (3, world.image_size, world.image_size), Inversion(**options)
-    if len(images) < 1 or images.shape[1:] != wanted:
-        raise ValueError(
-            f"reference images of shape {tuple(images.shape)}: give at least one of shape {wanted}"
-        )
+    chosen = Inversion(**options)
+    checked_images(images, "reference images", size=world.image_size)
     latents, norm = to_latents(world, images).float(), usual_norm(world)
     soft = first_guess(world, chosen.tokens, chosen.start, seed)
     soft = soft.to(world.device).requires_grad_(True)
@@ -138,7 +136,7 @@ def invert(
         pick = torch.randint(len(latents), (chosen.batch_size,), generator=generator)
         x_t, t, noise = noised(latents[pick], world.alpha_bar, generator)
         with soft_tokens(world, soft) as phrase:
-            states = encode(world, [chosen.template.format(c=phrase)])  # (1, tokens, width)
+            states = encode(world, [filled(chosen.template, phrase)])  # (1, tokens, width)
         eps_hat = predict(world, {}, x_t, t, states.expand(chosen.batch_size, -1, -1))
         return {"reconstruction": losses.reconstruction(eps_hat, noise)}
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 import torchvision
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from helpers.files import complete
+from helpers.checked import load_tensors, require_finite, save_tensors
+from helpers.files import shown
 from helpers.judge import Judge
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which both networks expect
@@ -118,26 +117,28 @@ def train_styles(
     with torch.no_grad():
         accuracy = (head(test[0]).argmax(1) == test[1]).float().mean().item()
     tensors = {name: value.detach().contiguous() for name, value in head.state_dict().items()}
-    with complete(path) as temporary:
-        metadata = {"names": json.dumps(list(images)), "accuracy": str(accuracy)}
-        save_file(tensors, temporary, metadata=metadata)
+    metadata = {"names": json.dumps(list(images)), "accuracy": str(accuracy)}
+    save_tensors(path, tensors, metadata)
     return accuracy
 
 
 def load_judge(path: str | Path) -> Judge:
     """The judge with the last layer that ``train_styles`` wrote.
 
-    FileNotFoundError, which says what to do, when the file is missing.
+    FileNotFoundError, which says what to do, when the file is missing; ValueError when it is
+    damaged or holds no such layer.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(
-            f"{path} is missing: `make tables SCALE=paper` trains it, or train_styles"
-        )
-    with safe_open(path, "pt") as file:
-        styles = json.loads(file.metadata()["names"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    head = nn.Linear(*reversed(tensors["weight"].shape))
-    head.load_state_dict(tensors)
+    remedy = "`make tables SCALE=paper` trains it again, or train_styles"
+    tensors, metadata = load_tensors(path, "file of the judge's last layer", remedy)
+    require_finite(tensors, path, remedy)
+    try:
+        styles = json.loads(metadata["names"])
+        head = nn.Linear(*reversed(tensors["weight"].shape))
+        head.load_state_dict(tensors)
+        if len(styles) != head.out_features:
+            raise ValueError(f"{len(styles)} names for {head.out_features} classes")
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{shown(path)} holds no such layer ({error}): {remedy}") from error
     things = [f"ImageNet {i}" for i in range(1000)]
     for name, i in IMAGENET.items():
         things[i] = name

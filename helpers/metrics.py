@@ -10,6 +10,7 @@ from helpers.evaluation.scores import (
     drift,
     fid,
     lpips_distance,
+    no_concept,
     roughness,
     unlearn_canvas,
 )
@@ -17,6 +18,6 @@ from helpers.stats import student_interval, wilson_interval
 
 __all__ = [
     "accuracy", "accuracy_interval", "clip_score", "collapsed", "drift", "fid", "lpips_distance",
-    "m_score", "presence", "report", "roughness", "student_interval", "unlearn_canvas",
-    "wilson_interval",
+    "m_score", "no_concept", "presence", "report", "roughness", "student_interval",
+    "unlearn_canvas", "wilson_interval",
 ]  # fmt: skip

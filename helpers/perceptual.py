@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import lpips
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.checked import load_tensors, require_finite
 from helpers.concepts import DATA
+from helpers.files import shown
+from helpers.identity import verify_manifest
 
 WEIGHTS = DATA / "lpips" / "alexnet.safetensors"
 SMALLEST = 31  # pixels: of a smaller image AlexNet's poolings leave nothing
@@ -76,14 +78,18 @@ def emoji_network(backbone: dict[str, Tensor] | None = None) -> lpips.LPIPS:
 
 @functools.cache
 def load_emoji_lpips() -> Perceptual:
-    """The emoji world's LPIPS. FileNotFoundError with the remedy when its weights are missing."""
-    if not WEIGHTS.exists():
-        raise FileNotFoundError(
-            "the backbone data/lpips/alexnet.safetensors is missing: "
-            "run `git checkout -- data/lpips`, or train it: `python data/pretrain/train_lpips.py`"
-        )
-    backbone = {name: value.float() for name, value in load_file(WEIGHTS).items()}
-    return Perceptual("LPIPS (emoji backbone)", emoji_network(backbone))
+    """The emoji world's LPIPS. FileNotFoundError with the remedy when its weights are missing,
+    ValueError when they are damaged or others than its manifest says."""
+    remedy = "run `git checkout -- data/lpips`, or train it: `python data/pretrain/train_lpips.py`"
+    tensors, _ = load_tensors(WEIGHTS, "backbone of LPIPS", remedy)
+    if WEIGHTS.is_relative_to(DATA):
+        verify_manifest(WEIGHTS.parent, [WEIGHTS.name])
+    require_finite(tensors, WEIGHTS, remedy)
+    try:
+        network = emoji_network({name: value.float() for name, value in tensors.items()})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{shown(WEIGHTS)} holds no backbone ({error}): {remedy}") from error
+    return Perceptual("LPIPS (emoji backbone)", network)
 
 
 @functools.cache

@@ -1,6 +1,8 @@
 """Real emoji: the drawings that the emoji world was pretrained on, composed into images."""
 
+import csv
 from functools import cache
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.concepts import DATA, concepts, object_names, object_table, style_names
+from helpers.identity import verify_manifest
 
 TILE = 64
 BACKGROUNDS = torch.tensor(  # RGB in [0, 1]; white first, then five pastels
@@ -20,15 +23,39 @@ BACKGROUNDS = torch.tensor(  # RGB in [0, 1]; white first, then five pastels
 
 @cache
 def tiles() -> Tensor:
-    """All drawings, RGBA in [0, 1]: (styles, objects, 4, 64, 64)."""
-    sheets = []
-    for style in concepts()["styles"]:
-        sheet = Image.open(DATA / "emoji" / f"{style['set']}.png").convert("RGBA")
-        pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
-        pixels = pixels.view(sheet.height, sheet.width, 4)
-        grid = pixels.unfold(0, TILE, TILE).unfold(1, TILE, TILE)  # (rows, columns, 4, 64, 64)
-        sheets.append(grid.flatten(0, 1)[: len(object_table())])
-    return torch.stack(sheets).float() / 255
+    """All drawings, RGBA in [0, 1]: (styles, objects, 4, 64, 64).
+
+    ValueError for a file that is not the one that was committed.
+    """
+    verify_manifest(DATA / "emoji")
+    sets = [style["set"] for style in concepts()["styles"]]
+    sheets = [sheet(DATA / "emoji" / f"{name}.png", len(object_table())) for name in sets]
+    return torch.stack(sheets)
+
+
+def sheet(path: Path, count: int) -> Tensor:
+    """The first ``count`` drawings of a sprite sheet, RGBA in [0, 1]: (count, 4, 64, 64)."""
+    with Image.open(path) as file:
+        image = file.convert("RGBA")
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    pixels = pixels.view(image.height, image.width, 4)
+    grid = pixels.unfold(0, TILE, TILE).unfold(1, TILE, TILE)  # (rows, columns, 4, 64, 64)
+    return grid.flatten(0, 1)[:count].float() / 255
+
+
+@cache
+def others(use: str = "held out", folder: Path = DATA / "emoji" / "others") -> dict[str, Tensor]:
+    """Drawings of what the world has no name for: set -> RGBA in [0, 1], (n, 4, 64, 64).
+
+    use: "held out", which is committed, or "training", which ``build_emoji.py --others`` writes to
+    a folder. The sets are the world's nine, and one more that it does not know.
+    """
+    with open(DATA / "emoji" / "others.csv", newline="") as file:
+        listed = [row["sets"] for row in csv.DictReader(file) if row["use"] == use]
+    nine = [style["set"] for style in concepts()["styles"]]
+    counts = {name: listed.count("nine") for name in nine}
+    counts |= {name: listed.count(name) for name in sorted(set(listed) - {"nine"})}
+    return {name: sheet(Path(folder) / f"{name}.webp", n) for name, n in counts.items()}
 
 
 def compose(rgba: Tensor, generator: torch.Generator, *, vary: float = 1.0) -> Tensor:

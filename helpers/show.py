@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from helpers.reader import checked_images
+
 INK, ACCENT, QUIET = "#1f2933", "#2f6fb0", "#9aa5b1"
 COLOURS = (QUIET, ACCENT, "#d98032", "#15803d", "#9cc3e8", "#c2410c")  # one for each row compared
 
@@ -38,9 +40,11 @@ def grid(
 
     images (n, 3, H, W) in [0, 1]. columns: images in a row (default all of them, at most 10).
     titles: one above each image of the first row, or one above every image if there are n.
-    rows: one label to the left of each row. size: inches along one side of an image.
+    rows: one label to the left of each row. size: inches along one side of an image. Noise beyond
+    [0, 1] is clamped; ValueError for what is no image.
     """
     plain_style()
+    checked_images(images, noisy=True)
     columns = columns or min(len(images), 10)
     count = -(-len(images) // columns)
     lines = [line for label in rows or [] for line in label.split("\n")]

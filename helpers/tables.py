@@ -5,6 +5,7 @@ A table of ours is a CSV file of ``Row``; pandas reads and groups it.
 
 import csv
 import dataclasses
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.concepts import DATA
-from helpers.files import complete
+from helpers.files import complete, require_file, shown
 from helpers.worlds import World
 
 PAPERS = DATA / "papers"
@@ -73,23 +74,74 @@ def as_text(value) -> str:
 def read_csv(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
     """A CSV file as a frame: numbers where a column holds nothing else, "" for empty text.
 
-    text: columns that are text, whatever they hold.
+    text: columns that are text, whatever they hold. FileNotFoundError, or ValueError names a file
+    that is no whole table, and the remedy.
     """
     known = dict.fromkeys([*NAMES, *MARKS, *OLD_MARKS, *text], str)
-    frame = pd.read_csv(path, dtype=known, keep_default_na=False, na_values=[""])
+    whole = io.StringIO(table_text(path))
+    frame = pd.read_csv(whole, dtype=known, keep_default_na=False, na_values=[""])
     numbers = frame.select_dtypes("number")  # pandas 2 and 3 name their types of text otherwise
     texts = [name for name in frame if name in known or name not in numbers]
     return frame.fillna(dict.fromkeys(texts, ""))
 
 
+def table_text(path: str | Path) -> str:
+    """A CSV file's text. ValueError if a line was cut or has other fields than the first one."""
+    remedy = "make it again, or take it back (`git checkout -- data/results`)"
+    data = require_file(path, "table", remedy).read_bytes()
+    try:
+        text = data.decode()
+        lines = list(csv.reader(io.StringIO(text), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{shown(path)} is no table of text ({error}): {remedy}") from error
+    if not lines or not lines[0]:
+        raise ValueError(f"{shown(path)} is empty: {remedy}")
+    if len(set(lines[0])) < len(lines[0]) or "\0" in text:
+        raise ValueError(f"{shown(path)} is no table (its first line is {lines[0]}): {remedy}")
+    for i, line in enumerate(lines):
+        if len(line) != len(lines[0]):
+            raise ValueError(
+                f"{shown(path)} has {len(line)} fields in line {i + 1} and {len(lines[0])} in the "
+                f"first (cut short?): {remedy}"
+            )
+    if not text.endswith("\n"):
+        raise ValueError(f"{shown(path)} ends within a line (cut short?): {remedy}")
+    return text
+
+
+def require_columns(frame: pd.DataFrame, path: str | Path, columns: Iterable[str]) -> None:
+    """ValueError names the file of a table that lacks a column, or has text for values."""
+    lacking = [name for name in columns if name not in frame]
+    if lacking:
+        raise ValueError(
+            f"{shown(path)} has no column {', '.join(lacking)}: it is no table of results"
+        )
+    if len(frame) and not pd.api.types.is_numeric_dtype(frame["value"]):
+        raise ValueError(f"{shown(path)} has values that are no numbers: make it again")
+
+
 def load_result(path: str | Path, world: World) -> pd.DataFrame:
-    """A saved result of these very weights and this judge; an empty frame if there is none."""
+    """A saved result of these very weights; an empty frame if there is none.
+
+    Another judge may have counted it: show ``caution`` beside it.
+    """
     if not Path(path).exists():
         return pd.DataFrame()
     frame = read_csv(path).rename(columns=OLD_MARKS)
-    marks = provenance(world)
-    same = all(name in frame and (frame[name] == mark).all() for name, mark in marks.items())
-    return frame if same else pd.DataFrame()
+    known = set(MARKS) <= set(frame) and (frame["base_model"] == world.fingerprint()).all()
+    return frame if known else pd.DataFrame()
+
+
+def caution(frame: pd.DataFrame, world: World) -> str:
+    """What must stand beside a result that another judge than the world's counted; "" if none."""
+    others = sorted(set(frame.get("judge", ())) - {world.judge.fingerprint()})
+    if not others:
+        return ""
+    return (
+        f"Counted by an earlier judge ({', '.join(others)}). It called drawings on grey, dark or "
+        "strongly coloured grounds blank, and it had no class for something else. Its shares may "
+        f"differ from those of the judge of today ({world.judge.fingerprint()})."
+    )
 
 
 def paper_table(name: str) -> pd.DataFrame:
@@ -136,7 +188,9 @@ def load_ours(name: str, folder: str | Path = RESULTS) -> pd.DataFrame:
             f"{path.name} is not in {str(folder)!r}: run `make tables` "
             "(`make tables SCALE=small` for that scale's folder)"
         )
-    groups = read_csv(path).groupby(NAMES, sort=False)
+    frame = read_csv(path)
+    require_columns(frame, path, [*NAMES, "value", "n", "base"])
+    groups = frame.groupby(NAMES, sort=False)
     found = groups.agg(
         values=("value", list), ours=("value", "mean"), spread=("value", "std"),
         n=("n", "last"), base=("base", "last"),

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from helpers.checkpoint import load_checkpoint, moments, restore_moments, save_checkpoint
+from helpers.checkpoint import REMEDY, load_checkpoint, moments, restore_moments, save_checkpoint
+from helpers.files import shown
+from helpers.identity import plain
 from helpers.seeds import step_generator
 
 Delta = dict[str, Tensor]
+SAVE_EVERY = 20  # steps between two checkpoints: it tells no run from another
 
 
 @dataclass(frozen=True)
@@ -181,26 +184,31 @@ class Watch:
 
 def run(
     problem: Problem, training: Training, *, seed: int = 0, identity: dict | None = None,
-    checkpoint: str | Path | None = None, save_every: int = 20, progress: bool = True,
+    checkpoint: str | Path | None = None, save_every: int | None = None, progress: bool = True,
+    last: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Train the leaves in place by Adam, and return the history: one dict a step.
 
     The run ends when every watched term has stopped, when ``after_step`` says so, or after
     ``steps``. A term that has stopped is told to ``terms``, which may leave it out; what only it
     trains then rests. The file ``checkpoint`` (default the training's) is written every
-    ``save_every`` steps; a run whose file is there goes on from it, bit for bit. identity: what
-    else tells this run from others (base, method, concepts, options); a checkpoint with another one
-    is refused.
+    ``save_every`` steps (default ``SAVE_EVERY``) and at the end; a run whose file is there goes on
+    from it, bit for bit. At the end it is marked finished, and the same run, asked for again, is
+    trained again. last: False for a run that others of the same work follow; its file then stands
+    for it until ``finish`` marks it. identity: what else tells this run from others (base, method,
+    concepts, options); a checkpoint with another one is refused.
     FloatingPointError names the step at which a term is NaN or infinite; ValueError for a
-    checkpoint of another run.
+    checkpoint that is damaged or of another run.
     """
     optimizer = torch.optim.Adam(list(problem.leaves.values()), lr=training.lr)
     name = run_identity(problem, training, seed, identity)
-    checkpoint = checkpoint or training.checkpoint
-    history = read_checkpoint(checkpoint, problem, optimizer, name)
+    checkpoint, save_every = checkpoint or training.checkpoint, save_every or SAVE_EVERY
+    history, ended = read_checkpoint(checkpoint, problem, optimizer, name)
+    if ended:
+        return history
     watch = Watch.after(problem, history)
-    shown = {"desc": "training", "disable": not progress, "leave": False}
-    with tqdm(initial=len(history), total=training.steps, **shown) as bar:
+    shown_as = {"desc": "training", "disable": not progress, "leave": False}
+    with tqdm(initial=len(history), total=training.steps, **shown_as) as bar:
         for step in range(len(history), training.steps):
             if watch.ended:
                 break
@@ -215,6 +223,9 @@ def run(
                 break
             if checkpoint and len(history) % save_every == 0:
                 write_checkpoint(checkpoint, problem, optimizer, history, name)
+    if checkpoint:
+        state = "finished" if last else "ended"
+        write_checkpoint(checkpoint, problem, optimizer, history, name, state)
     return history
 
 
@@ -247,53 +258,83 @@ def finite(step: int, terms: dict[str, Tensor], weights: dict[str, float]) -> di
 
 
 def run_identity(problem: Problem, training: Training, seed: int, more: dict | None) -> dict:
-    """Everything that tells one run from another, ready for JSON; not the checkpoint's own name."""
+    """Everything that tells one run from another, as JSON has it; not the checkpoint's own name."""
     schedule = {f.name: getattr(training, f.name) for f in fields(Training)}
     options = {k: v for k, v in asdict(training).items() if k not in schedule}
     schedule.pop("checkpoint")
     stops = {k: getattr(problem, k) for k in ("stop_below", "momentum", "min_steps")}
-    return {**schedule, **stops, "seed": seed, "options": options, **(more or {})}
+    found = {**schedule, **stops, "weights": problem.weights, "seed": seed, "options": options}
+    return plain({**found, **(more or {})}, "the run")
 
 
 def write_checkpoint(
-    path: str | Path, problem: Problem, optimizer, history: list[dict], name: dict
-) -> None:
-    """Write a checkpoint."""
+    path: str | Path, problem: Problem, optimizer, history: list[dict], name: dict,
+    state: str = "under way",
+) -> None:  # fmt: skip
+    """Write a checkpoint. state: "under way", "ended" (others of the same work follow) or
+    "finished"."""
     grads = {n: leaf.grad for n, leaf in problem.leaves.items() if leaf.grad is not None}
     groups = {
         "adam": moments(optimizer), "weight": problem.leaves, "grad": grads, "state": problem.state,
     }  # fmt: skip
-    save_checkpoint(path, groups, history=history, run=name)
+    save_checkpoint(path, groups, history=history, run=name, progress=state)
 
 
-def read_checkpoint(path: str | Path | None, problem: Problem, optimizer, name: dict) -> list[dict]:
-    """Read a checkpoint, if there is one, into the leaves, the state and Adam; returns its history.
+def finish(path: str | Path) -> None:
+    """Mark a checkpoint finished, once the whole work that it is a part of is done."""
+    groups, metadata = load_checkpoint(path)
+    save_checkpoint(path, groups, **{**metadata, "progress": "finished"})
 
-    ValueError for a checkpoint of another run.
+
+def read_checkpoint(
+    path: str | Path | None, problem: Problem, optimizer, name: dict
+) -> tuple[list[dict], bool]:
+    """Read a checkpoint, if there is one, into the leaves, the state and Adam.
+
+    Returns its history and whether its run has ended. A finished run's gives nothing. ValueError
+    names the file if it is damaged, of another run, or no checkpoint of a training.
     """
-    groups, metadata = load_checkpoint(path) if path else ({}, {})
-    if not metadata:
-        return []
-    theirs = metadata.get("run", {})
-    differing = [k for k in name if plain(theirs.get(k)) != plain(name[k])]
-    strange = [n for n in groups.get("weight", {}) if n not in problem.leaves]
-    if differing or strange:
-        why = f"its {', '.join(differing)} differ" if differing else f"it holds {strange[0]}"
-        raise ValueError(
-            f"{Path(path).name} is the checkpoint of another run ({why}): "
-            "delete it, or give this run a file of its own"
-        )
+    if not path or not Path(path).exists():
+        return [], False
+    groups, metadata = load_checkpoint(path)
+    require_run(path, groups, metadata, problem, name)
+    if metadata.get("progress") == "finished":
+        return [], False
     for group, tensors in (("weight", problem.leaves), ("state", problem.state)):
         for n, value in groups.get(group, {}).items():
             tensors[n].data.copy_(value)
     for n, value in groups.get("grad", {}).items():
         problem.leaves[n].grad = value.to(problem.leaves[n].device)
     restore_moments(optimizer, groups.get("adam", {}))
-    return metadata["history"]
+    return metadata["history"], metadata.get("progress") == "ended"
 
 
-def plain(value):
-    """A value as JSON gives it back: tuples are lists."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+def require_run(
+    path: str | Path, groups: dict, metadata: dict, problem: Problem, name: dict
+) -> None:
+    """ValueError, with the reason and the remedy, for a checkpoint that this run cannot go on from.
+
+    name: what ``run_identity`` says of this run.
+    """
+    theirs, history = metadata.get("run"), metadata.get("history")
+    if not isinstance(theirs, dict) or not isinstance(history, list):
+        raise ValueError(f"{shown(path)} is no checkpoint of a training: {REMEDY}")
+    differing = [k for k in name if theirs.get(k) != name[k]]
+    ours = {"weight": problem.leaves, "state": problem.state}
+    held = {group: groups.get(group, {}) for group in ours}
+    strange = [n for group in ours for n in held[group].keys() - ours[group].keys()]
+    if differing or strange:
+        why = f"its {', '.join(differing)} differ" if differing else f"it holds {strange[0]}"
+        raise ValueError(f"{shown(path)} is the checkpoint of another run ({why}): {REMEDY}")
+    for group, tensors in ours.items():
+        for n, tensor in tensors.items():
+            if n not in held[group] or held[group][n].shape != tensor.shape:
+                raise ValueError(f"{shown(path)} lacks the {group} {n!r} of this run: {REMEDY}")
+    adam = groups.get("adam", {})
+    moved = {key.split(".")[0] for key in adam}
+    whole = all(f"{i}.{key}" in adam for i in moved for key in ("step", "exp_avg", "exp_avg_sq"))
+    known = {str(i) for i in range(len(problem.leaves))}
+    if not whole or not moved <= known or (history and not moved):
+        raise ValueError(f"{shown(path)} lacks Adam's moments of this run: {REMEDY}")
+    if not groups.get("grad", {}).keys() <= problem.leaves.keys():
+        raise ValueError(f"{shown(path)} holds gradients of another run: {REMEDY}")

@@ -2,8 +2,6 @@
 
 import contextlib
 import difflib
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +17,8 @@ from transformers import CLIPModel
 
 from helpers import concepts, judge, perceptual
 from helpers.denoise import Sampling
+from helpers.identity import module_digest as digest
+from helpers.identity import verify_manifest
 
 EMOJI = concepts.DATA / "emoji-diffusion"
 HUB = {"sd14": ("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b")}
@@ -31,7 +31,7 @@ class World:
     """A pipeline, the bare names of its concepts, and what is read off the model.
 
     ``styles``, ``objects`` and ``people`` are used as prompts as they stand. ``sampling``: the
-    default of ``sample``. ``brings``: how to load the world's "judge", "clip" and "lpips".
+    default of ``sample``. ``brings``: how to load its "judge", "second_judge", "clip" and "lpips".
     """
 
     name: str
@@ -90,6 +90,11 @@ class World:
     def judge(self):
         """The classifier of this world's images."""
         return self._bring("judge", "use load_world('emoji'), or load_world(..., judge=...)")
+
+    @cached_property
+    def second_judge(self):
+        """The witness beside the judge, which shares nothing with it; None if there is none."""
+        return self._bring("second_judge", "") if "second_judge" in self.brings else None
 
     @cached_property
     def clip(self):
@@ -236,16 +241,6 @@ class World:
             self.rows = outer
 
 
-def digest(module: torch.nn.Module) -> str:
-    """The first 16 hex digits of SHA-256 over a module's weights, rounded to half precision."""
-    found = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        found.update(name.encode())
-        rounded = value.detach().half().float() if value.is_floating_point() else value.detach()
-        found.update(rounded.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Loading without progress bars and advice on precision, so that notebooks stay clean."""
@@ -260,21 +255,6 @@ def quiet() -> Iterator[None]:
         for library, level in zip(libraries, levels, strict=True):
             library.enable_progress_bar()
             library.set_verbosity(level)
-
-
-def verify_manifest(folder: Path) -> None:
-    """Compare every file with ``manifest.json`` (SHA-256); ValueError names what is missing."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    remedy = f"run `git checkout -- data/{folder.name}`"
-    for name, expected in manifest.items():
-        path = folder / name
-        if not path.exists():
-            raise ValueError(f"{folder.name}/{name} is missing: {remedy}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ValueError(
-                f"{folder.name}/{name} is not the file that was committed (its SHA-256 differs): "
-                f"{remedy}"
-            )
 
 
 def source_of(name: str) -> tuple[str, str | None]:
@@ -335,6 +315,7 @@ def knowledge(name: str) -> dict:
         "roles": concepts.concepts()["roles"],
         "brings": {
             "judge": judge.load_judge,
+            "second_judge": judge.load_second_judge,
             "clip": lambda: load_clip(EMOJI / "clip"),
             "lpips": perceptual.load_emoji_lpips,
         },
@@ -361,7 +342,8 @@ def load_world(
         part.requires_grad_(False).eval()
     known = knowledge(str(name))
     if judge is not None:
-        known["brings"]["judge"] = lambda: judge
+        known["brings"] = {**known["brings"], "judge": lambda: judge}
+        known["brings"].pop("second_judge", None)  # it is no witness beside a judge of one's own
     world = World(str(name) if name in ("emoji", *HUB) else source, pipe, **known)
     for part in PARTS:
         world.fingerprint(part)  # once, before a narrower type could round the weights

@@ -84,7 +84,7 @@ def test_a_rollout_equals_diffusers_own_ddim(tiny_world):
             x = scheduler.step(guide(eps_null, eps_c, 3.0), t, x).prev_sample
     until = scheduler.timesteps[3].repeat(2)
     ours = rollout(tiny_world, {}, x_T, until, states, null, steps=5, guidance=3.0)
-    torch.testing.assert_close(ours, x)
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)  # fp32 sums, in another order
 
 
 def test_a_row_does_not_depend_on_its_neighbours_and_increments_matter(tiny_world):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import checkpoint
+from helpers import checked
 from helpers.checkpoint import load_checkpoint, moments, restore_moments, save_checkpoint
 
 
@@ -49,7 +49,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         name.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_file", dies)
+    monkeypatch.setattr(checked, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, {"w": {"a": torch.zeros(2)}}, step=2)
     groups, metadata = load_checkpoint(path)

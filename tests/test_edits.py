@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_world, full_edit, random_edit
@@ -63,7 +64,7 @@ def test_arithmetic(edit):
     other = 2.0 * edit
     for name, value in edit.delta.items():
         assert torch.equal((edit + other).delta[name], value + 2 * value)
-        assert torch.equal((edit - edit).delta[name], torch.zeros_like(value))
+        assert torch.equal((edit - 2.0 * edit).delta[name], -value)
         assert torch.equal((-edit).delta[name], -value)
         assert torch.equal((0.5 * edit).delta[name], 0.5 * value)
         assert torch.equal((edit + other).delta[name], (other + edit).delta[name])
@@ -74,7 +75,8 @@ def test_arithmetic_of_different_parameters(tiny_world, edit):
     both = edit + text
     assert both.delta.keys() == edit.delta.keys() | text.delta.keys()
     assert both.base == {part: tiny_world.fingerprint(part) for part in ("unet", "text_encoder")}
-    assert same((both - text).delta, {n: both.delta[n] - text.delta.get(n, 0) for n in both.delta})
+    back = both - text  # what cancels is left out, and so is the base of a part left alone
+    assert same(back.delta, edit.delta) and back.base == edit.base
     assert all(torch.equal((edit - text).delta[n], -text.delta[n]) for n in text.delta)
 
 
@@ -117,6 +119,69 @@ def test_labels_follow_the_algebra(tiny_world):
     assert (2.0 * a - a).concepts == {"church": 1.0} and (a + a).concepts == {"church": 2.0}
     assert 0.1 + 0.2 - 0.3 != 0  # no exact zero in floats
     assert (0.1 * a + 0.2 * a - 0.3 * a).concepts == {}
+
+
+def test_what_is_taken_back_is_gone():
+    """(a + b) - b is a in its names, norm, M, base and sources; b's own tensors are not in it."""
+
+    def make(name, *tensors):
+        meta = {"base": {"unet": "x"}, "concepts": [name], "method": "esd"}
+        draw = torch.Generator().manual_seed(len(name))
+        return Edit({f"unet.{t}": torch.randn(9, 9, generator=draw) for t in tensors}, meta=meta)
+
+    a, b, c = make("church", "k"), make("castle", "k", "v", "q"), make("dog", "v", "o")
+    for back in ((a + b) - b, (a + b + c) - c - b, b + (a - b), a + c + b - (b + c)):
+        assert back.concepts == a.concepts and back.erased == ["church"] and back.base == a.base
+        assert back.M == a.M == 1 and back.delta.keys() == a.delta.keys()
+        assert back.norm() == pytest.approx(a.norm(), rel=1e-5)
+        assert [meta["concepts"] for meta in back.meta["merged_from"]] == [{"church": 1.0}]
+    assert (a - a).M == 0 and (a - a).norm() == 0 and (a - a).meta["merged_from"] == []
+    assert (2 * (3 * a)).meta["scale"] == 6 and (-1 * -a).meta["scale"] == 1
+    assert (a - b).concepts == (a + (-b)).concepts and (a + a).concepts == {"church": 2.0}
+    assert (0 * a).M == 0 and (0 * a).concepts == {}
+    quiet = Edit({"unet.k": torch.zeros(2)}, meta=a.meta)  # a training of no steps keeps its names
+    assert (quiet + quiet).M == 1
+
+
+def test_a_sum_of_sums_has_flat_sources():
+    def make(name):
+        meta = {"concepts": [name], "method": "esd", "seed": 1}
+        return Edit({name: torch.ones(1)}, meta=meta)
+
+    total = sum(make(str(i)) for i in range(300))  # nested, JSON's reader would not get there
+    sources = total.meta["merged_from"]
+    assert [list(meta["concepts"]) for meta in sources] == [[str(i)] for i in range(300)]
+    assert all("merged_from" not in meta and meta["scale"] == 1 for meta in sources)
+    half = 0.5 * (total - make("7") - 3 * make("8"))
+    scales = {name: meta["scale"] for meta in half.meta["merged_from"] for name in meta["concepts"]}
+    assert "7" not in scales and scales["8"] == -1.0 and scales["9"] == 0.5
+    assert half.concepts["8"] == -1.0 and half.concepts["9"] == 0.5
+
+
+def test_numbers_and_sums_of_python_and_numpy(tiny_world):
+    a, b = random_edit(tiny_world), random_edit(tiny_world, seed=8, concepts=["dog"])
+    assert same(sum([a, b]).delta, (a + b).delta) and sum([a, b]).erased == ["church", "dog"]
+    assert same((a / 2).delta, (0.5 * a).delta) and (a / 2).concepts == {"church": 0.5}
+    for two in (2, np.float64(2), np.int32(2), torch.tensor(2.0)):
+        assert same((a * two).delta, (2.0 * a).delta) and same((two * a).delta, (2.0 * a).delta)
+        assert (two * a).concepts == {"church": 2.0} and type((two * a).meta["scale"]) is float
+
+
+def test_what_an_edit_is_no_sum_of(edit):
+    for wrong in (None, 3, "edit", {}, torch.ones(1)):
+        for act in (lambda w=wrong: edit + w, lambda w=wrong: edit - w, lambda w=wrong: w + edit):
+            with pytest.raises((ValueError, TypeError), match=r"not to|unsupported") as caught:
+                act()
+            assert repr(wrong)[:5] in str(caught.value) or "unsupported" in str(caught.value)
+    with pytest.raises(ValueError, match="not to None: give an Edit"):
+        edit + None
+    for wrong in (float("nan"), float("inf"), None, "2", edit, torch.ones(2), 1j):
+        with pytest.raises(ValueError, match="finite number, not by"):
+            edit * wrong
+    with pytest.raises(ValueError, match="no 0th part"):
+        edit / 0
+    with pytest.raises(ValueError, match="beyond float32"):
+        1e39 * edit
 
 
 def test_labels_in_the_first_form_are_read():
@@ -337,6 +402,73 @@ def test_an_edit_that_shares_tensors_with_its_part_is_saved(edit, tmp_path):
     """SepME of one concept: the whole is its only part."""
     edit.parts = {"church": Edit(edit.delta, meta=edit.meta)}
     assert_equal(Edit.load(edit.save(tmp_path / "edit.safetensors")), edit)
+
+
+def test_paths_and_numpy_s_numbers_are_saved(edit, tmp_path):
+    """What a training's options may hold: nothing of it makes the edit one that cannot be saved."""
+    edit.meta |= {"options": {
+        "images": tmp_path / "mine", "lr": np.float32(1e-3), "layers": ("a", "b"), "n": np.int64(3),
+    }}  # fmt: skip
+    edit.history = [{"step": np.int64(0), "total": torch.tensor(0.5)}]
+    again = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    options = again.meta["options"]
+    assert options["images"] == str(tmp_path / "mine") and options["layers"] == ["a", "b"]
+    assert options["n"] == 3 and options["lr"] == pytest.approx(1e-3)
+    assert again.history == [{"step": 0, "total": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ({"options": {"f": print}}, r"the edit\.meta\.options\.f is of type builtin"),
+        ({"x": torch.ones(2)}, r"the edit\.meta\.x is of type Tensor"),
+        ({"x": {1, 2}}, r"meta\.x is of type set"), ("text", "meta is 'text', not a dict"),
+        ({"concepts": {"church": float("nan")}}, "concepts are"),
+    ],
+)  # fmt: skip
+def test_what_no_file_can_hold_is_named_before_the_disk_is_touched(edit, tmp_path, meta, said):
+    path = edit.save(tmp_path / "edit.safetensors")
+    before = path.read_bytes()
+    edit.meta = meta
+    with pytest.raises(ValueError, match=said):
+        edit.save(path)
+    with pytest.raises(ValueError, match=said):
+        edit.save(tmp_path / "new" / "edit.safetensors")
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_increments_spoiled_after_they_were_made_are_not_saved(edit, tmp_path):
+    name = next(iter(edit.delta))
+    edit.delta[name][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        edit.save(tmp_path / "edit.safetensors")
+    edit.delta[name] = torch.ones(2).half()
+    with pytest.raises(ValueError, match="float32"):
+        edit.save(tmp_path / "edit.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_edit_is_one_file_to_the_byte(edit, tmp_path):
+    files = [edit.save(tmp_path / f"{i}.safetensors").read_bytes() for i in range(6)]
+    assert len(set(files)) == 1
+
+
+def test_an_edit_outlives_its_file(edit, tmp_path):
+    path = edit.save(tmp_path / "edit.safetensors")
+    again = Edit.load(path)
+    path.write_bytes(bytes(path.stat().st_size))  # in place, as no writer of ours does
+    assert same(again.delta, edit.delta)
+
+
+def test_a_file_of_the_second_format_is_read(edit, tmp_path):
+    """Written before there were digests."""
+    path = tmp_path / "old.safetensors"
+    about = {
+        "meta": edit.meta, "history": edit.history, "adapters": [], "guards": [], "parts": {},
+    }  # fmt: skip
+    tensors = {f"delta:{n}": v.contiguous() for n, v in edit.delta.items()}
+    save_file(tensors, path, metadata={"format": "lethe-edit-2", "edit": json.dumps(about)})
+    assert_equal(Edit.load(path), edit)
 
 
 def test_the_first_format_is_read(tiny_world, tmp_path):

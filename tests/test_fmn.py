@@ -8,8 +8,10 @@ from torchvision.utils import save_image
 
 from helpers import images, losses, sample, unlearn
 from helpers.attention import concept_mask, record, token_roles
+from helpers.concepts import TEMPLATES
 from helpers.denoise import Sampling, predict
 from helpers.images import augmented, base_images
+from helpers.inversion import soft_tokens
 from helpers.methods import fmn, options_of
 from helpers.parameters import select_parameters
 from helpers.seeds import step_generator
@@ -35,7 +37,7 @@ def forget(world, concept="church", **options):
 
 
 def folder_of(images, path):
-    path.mkdir()
+    path.mkdir(parents=True)
     for i, image in enumerate(images):
         save_image(image, path / f"{i}.png")
     return str(path)
@@ -160,15 +162,18 @@ def test_counterparts_lack_the_concepts_attention_and_are_sampled_once(world, mo
 
 def test_a_folders_images_have_no_counterpart_and_pairs_stand_beside_them(world, tmp_path):
     size = world.image_size
-    folder = folder_of(torch.rand(3, 3, size, size), tmp_path / "mine")
+    folder_of(torch.rand(3, 3, size, size), tmp_path / "mine" / "church")
+    folder_of(torch.rand(2, 3, size, size), tmp_path / "mine" / "noto")
+    folder = str(tmp_path / "mine")
     options = options_of("fmn", {"images": folder, "pairs": 2})
     found = fmn.training_pairs(world, ["church", "Noto"], options, 0)
-    assert found.images.shape == (10, 2, 3, size, size) and len(found.prompts) == 10
-    assert found.paired.tolist() == [0.0] * 6 + [1.0] * 4
-    assert torch.equal(found.images[:6, 0], found.images[:6, 1])
-    assert not any(torch.equal(*pair) for pair in found.images[6:])
-    assert found.owners == ["church"] * 3 + ["Noto"] * 3 + ["church"] * 2 + ["Noto"] * 2
-    assert all(owner in p for owner, p in zip(found.owners, found.prompts, strict=True))
+    assert found.images.shape == (9, 2, 3, size, size)
+    assert found.paired.tolist() == [0.0] * 5 + [1.0] * 4
+    assert torch.equal(found.images[:5, 0], found.images[:5, 1])
+    assert not any(torch.equal(*pair) for pair in found.images[5:])
+    assert found.owners == ["church"] * 3 + ["Noto"] * 2 + ["church"] * 2 + ["Noto"] * 2
+    thing, style = (TEMPLATES[kind] for kind in ("object", "style"))
+    assert found.templates == [*thing, thing[0], *style, *thing, *style]
     assert forget(world, ["church", "Noto"], pairs=2, images=folder).norm() > 0
 
 
@@ -225,6 +230,19 @@ def test_augmented_copies_join_the_data(world):
     assert len(more.x_0) == len(more.states) == len(more.mask) == len(more.paired) == 6
     assert torch.allclose(more.x_0[:2], plain.x_0, atol=1e-5)
     assert torch.equal(more.states[2:4], plain.states)
+
+
+@pytest.mark.parametrize("concept", ["picture", "pic", "a", "{c}"])
+def test_soft_tokens_stand_where_the_name_stood(world, cache, concept):
+    """The template's own words stay, whatever letters the name has."""
+    world.objects.append(concept)
+    given = {"images": 2, "visual": 0.0, "inversion_tokens": 1, "inversion_steps": 1}
+    data = fmn.training_data(world, [concept], options_of("fmn", given), 0)
+    assert [mask.nonzero().flatten().tolist() for mask in data.mask] == [[1], [5]]
+    with soft_tokens(world, torch.zeros(1, 16)) as phrase:
+        pair = world.encode([phrase, f"a picture of a {phrase}"])
+    alike = (data.states - pair).abs().amax(2) < 1e-5  # before the soft token: the template's words
+    assert alike[1, :5].all() and not alike[1, 5] and not alike[0, 1]
 
 
 @pytest.mark.parametrize("variant", ["paper", "code"])

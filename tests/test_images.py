@@ -1,26 +1,33 @@
 """Images to train on: the base's own, kept on disk; folders; new views; photographs of people."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import build_tiny_world, full_edit, random_edit
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from helpers import images, sample
+from helpers import checked, images, sample, unlearn
 from helpers.attention import find_tokens
 from helpers.concepts import BARE, TEMPLATES, concepts, pair_prompt
 from helpers.denoise import SAMPLERS
 from helpers.diffusion import to_latents
+from helpers.identity import value_digest
 from helpers.images import (
     FACES,
     as_stored,
     augmented,
     base_images,
+    caption_templates,
     captions,
     concept_latents,
     folder_images,
@@ -28,6 +35,7 @@ from helpers.images import (
     retain_latents,
     to_bytes,
 )
+from helpers.methods import gcirs
 from helpers.seeds import retain_seeds, training_seeds
 
 FAST = {"steps": 2}
@@ -128,6 +136,97 @@ def test_files_hold_bytes(tiny_world, cache, sampler):
     assert stored.dtype == torch.uint8 and stored.shape == (2, 3, 16, 16)
 
 
+def test_weights_changed_in_place_are_another_base(tiny_world, cache):
+    """Each part, under no_grad and through ``.data``, which torch counts as no new version."""
+    seen = [base_images(tiny_world, ["church"], [1], **FAST)]
+    encoder, decoder = tiny_world.pipe.text_encoder, tiny_world.pipe.vae.decoder
+    for layer in (encoder.get_input_embeddings(), decoder.conv_out, tiny_world.unet.conv_in):
+        for weight in (layer.weight, layer.weight.data):
+            with torch.no_grad():
+                weight.mul_(-0.5)
+            found = base_images(tiny_world, ["church"], [1], **FAST)
+            fresh = sample(tiny_world, ["church"], [1], progress=False, **FAST)
+            assert torch.equal(found, as_stored(fresh)) and not torch.equal(found, seen[-1])
+            seen.append(found)
+    assert len(files(cache)) == len(seen) == 7
+
+
+def test_a_file_of_images_says_what_it_answers(tiny_world, cache):
+    base_images(tiny_world, ["church"], [1], **FAST)
+    (path,) = files(cache)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    asked = json.loads(metadata["asked"])
+    assert asked["prompts"] == ["church"] and asked["seeds"] == [1] and asked["hide"] is None
+    assert asked["sampling"]["steps"] == 2 and set(asked["networks"]) == {
+        "unet", "text_encoder", "vae",
+    }  # fmt: skip
+    assert path.stem == value_digest(asked)[:24] and len(metadata["digest"]) == 64
+
+
+def test_what_was_sampled_twice_is_one_file_to_the_byte(tiny_world, cache, tmp_path, monkeypatch):
+    base_images(tiny_world, ["church"], [1], **FAST)
+    monkeypatch.setattr(images, "CACHE", tmp_path / "other")
+    base_images(tiny_world, ["church"], [1], **FAST)
+    (one,), (two,) = files(cache), files(tmp_path / "other")
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A user's own folder for caches."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    images._writable.cache_clear()
+    yield tmp_path / "home" / "lethe"
+    images._writable.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written(tiny_world, home, monkeypatch):
+    """One warning, which names the way out; images are kept elsewhere, and found there."""
+    monkeypatch.setattr(images, "CACHE", images.Path("/proc/lethe/cache"))
+    with pytest.warns(UserWarning, match="LETHE_CACHE") as seen:
+        first = base_images(tiny_world, ["church"], [1], **FAST)
+    told = [str(warning.message) for warning in seen]  # libraries may warn of their own
+    assert sum("LETHE_CACHE" in text for text in told) == 1 and len(files(home)) == 1
+    monkeypatch.setattr(images, "sample", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert torch.equal(base_images(tiny_world, ["church"], [1], **FAST), first)
+
+
+def test_without_a_home_the_cache_is_a_folder_of_nobody_else(tiny_world, home, monkeypatch):
+    monkeypatch.setattr(images, "CACHE", images.Path("/proc/lethe/cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nobody")
+    with pytest.warns(UserWarning, match="LETHE_CACHE"):
+        base_images(tiny_world, ["church"], [1], **FAST)
+    folder = images.cache_folder()
+    assert len(files(folder)) == 1 and folder.stat().st_mode & 0o077 == 0
+    shutil.rmtree(folder)
+
+
+def test_a_full_disk_costs_the_file_not_the_images(tiny_world, cache, monkeypatch):
+    def full(tensors, name, metadata):
+        name.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checked, "save_file", full)
+    with pytest.warns(UserWarning, match=r"safetensors cannot be written: no space.*LETHE_CACHE"):
+        found = base_images(tiny_world, ["church"], [1], **FAST)
+    fresh = sample(tiny_world, ["church"], [1], progress=False, **FAST)
+    assert torch.equal(found, as_stored(fresh)) and not list(cache.iterdir())
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("", "build/cache"), ("/x/y", "/x/y")])
+def test_an_empty_lethe_cache_is_none(given, wanted):
+    code = "from helpers import images; print(images.CACHE.as_posix())"
+    environment = {**os.environ, "LETHE_CACHE": given}
+    root = images.Path(__file__).resolve().parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert run.stdout.strip().endswith(wanted), run.stderr
+
+
 # --- captions and latents
 
 
@@ -163,12 +262,47 @@ def test_concept_latents_are_of_the_base_s_images(tiny_world, cache):
 
 
 def test_concept_latents_of_one_s_own_images(tiny_world, cache, tmp_path):
-    for name in ("a", "b"):
-        Image.new("RGB", (20, 20), "red").save(tmp_path / f"{name}.png")
-    latents, prompts, owners = concept_latents(tiny_world, ["church", "dog"], str(tmp_path), 0)
-    assert owners == ["church", "church", "dog", "dog"] and len(prompts) == len(latents) == 4
-    red = to_latents(tiny_world, folder_images(tmp_path, 16))
-    assert torch.equal(latents, red.repeat(2, 1, 1, 1)) and not cache.exists()
+    for name, colour in (("church/a", "red"), ("church/b", "blue"), ("Dog/c", "green")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{name}.png")
+    each = {"church": str(tmp_path / "church"), "dog": str(tmp_path / "Dog")}
+    for own in (each, str(tmp_path)):  # a folder for each, or one with a sub-folder for each
+        latents, prompts, owners = concept_latents(tiny_world, ["dog", "church"], own, 0)
+        assert owners == ["dog", "church", "church"]
+        assert prompts == ["dog", "church", "a picture of a church"]
+        pixels = torch.cat([folder_images(each[name], 16) for name in ("dog", "church")])
+        assert torch.equal(latents, to_latents(tiny_world, pixels))
+    assert not cache.exists()
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "flat" / "a.png")
+    flat = str(tmp_path / "flat")
+    with pytest.raises(ValueError, match=r"no folder of 'church': several concepts need a folder"):
+        concept_latents(tiny_world, ["church", "dog"], flat, 0)
+    assert concept_latents(tiny_world, ["church"], flat, 0)[2] == ["church"]
+
+
+def test_concepts_may_have_different_numbers_of_their_own_images(tiny_world, cache, tmp_path):
+    """Each method takes each picture for its own concept."""
+    for name, colours in {"church": ("red",), "dog": ("blue", "navy", "cyan")}.items():
+        (tmp_path / name).mkdir()
+        for colour in colours:
+            Image.new("RGB", (20, 20), colour).save(tmp_path / name / f"{colour}.png")
+    chosen = gcirs.Options(images=str(tmp_path))
+    found = gcirs.Correlations(tiny_world, ["dog", "church"], chosen, 0).latents
+    for name, count in (("dog", 3), ("church", 1)):
+        own = to_latents(tiny_world, folder_images(tmp_path / name, 16))
+        assert len(own) == count and torch.allclose(found[name], own, atol=1e-6)
+    own = {name: str(tmp_path / name) for name in ("church", "dog")}
+    for method, more in (("resteering", {}), ("fmn", {"visual": 0.0}), ("fmn_sepme", {})):
+        options = {"steps": 1, "images": own, "progress": False, **more}
+        edit = unlearn(tiny_world, ["dog", "church"], method, **options)
+        assert json.loads(json.dumps(edit.meta["options"]["images"])) == own
+
+
+def test_captions_take_one_number_or_one_for_each(tiny_world):
+    assert captions(tiny_world, ["dog", "Noto"], {"dog": 2, "Noto": 1})[1] == ["dog", "dog", "Noto"]
+    templates = caption_templates(tiny_world, ["dog", "Noto", "dog", "dog"])
+    assert templates == ["{c}", "{c}", "a picture of a {c}", "{c}"]
 
 
 def test_the_retain_set_is_sampled_once_for_all(tiny_world, cache):
@@ -236,6 +370,8 @@ def test_a_pair_changes_alike():
     assert torch.allclose(views[:, 0], views[:, 1], atol=1e-6)
     with pytest.raises(ValueError, match="copies is 0"):
         augmented(x, 0)
+    with pytest.raises(ValueError, match=r"from 0 to 255, want \[0, 1\]: divide by 255"):
+        augmented(torch.tensor([0.0, 255.0]).expand(1, 3, 8, 2), 1)
 
 
 # --- photographs of people, with a stand-in for kagglehub: what can be told offline

@@ -153,7 +153,7 @@ def test_inversion_lowers_the_denoising_loss(tiny_world, images):
     ("options", "said"),
     [
         ({"tokens": 0}, "tokens is 0: want 1 or more"),
-        ({"template": "a picture"}, "where the tokens stand"),
+        ({"template": "a picture"}, r"lacks \{c\}"),
         ({"steps": -1}, "steps is -1"),
     ],
 )

@@ -1,11 +1,16 @@
-"""The judge: on real drawings that it never saw, on blanks, and on bad input."""
+"""The judges: on drawings that they never saw, changed ones too, on what has no name, on nothing.
+
+``data/pretrain/evaluate_judge.py`` measures all of it; its figures are committed.
+"""
+
+import json
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import concepts, renders
-from helpers.judge import BLANK, load_judge
+from helpers import concepts, metrics, renders
+from helpers.judge import BLANK, ELSE, SECOND, Witness, load_judge, load_second_judge
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +76,8 @@ def test_gives_agrees_with_names(judge):
 
 
 def test_class_names_come_with_the_weights(judge):
-    assert judge.style_names == [*concepts.style_names(), BLANK]
-    assert judge.thing_names == [*concepts.object_names(), BLANK]
+    assert judge.style_names == [*concepts.style_names(), BLANK, ELSE]
+    assert judge.thing_names == [*concepts.object_names(), BLANK, ELSE]
     assert not judge.style.training and not judge.thing.training
 
 
@@ -81,3 +86,89 @@ def test_bad_input(judge, tmp_path):
         judge.gives(torch.zeros(1, 3, 64, 64), "zebra")
     with pytest.raises(FileNotFoundError, match="git checkout"):
         load_judge(tmp_path / "none.safetensors")
+
+
+# --- the figures of the card
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return json.loads((SECOND.parent / "evaluation.json").read_text())
+
+
+SEEN = (
+    *(f"on {name}" for name in ("white", "light grey", "grey", "dark grey", "black")),
+    *(f"on {name}" for name in ("navy", "red", "green", "sky blue")),
+    "inverted", "darkened x0.4", "half the size", "black bar across",
+)  # fmt: skip
+
+
+def test_the_figures_are_of_the_judges_that_are_shipped(judge, figures):
+    made = figures["made_with"]
+    assert made["judge"] == judge.fingerprint()
+    assert made["second"] == load_second_judge().fingerprint()
+
+
+@pytest.mark.parametrize("row", SEEN)
+def test_where_a_person_sees_the_thing_the_judge_does(figures, row):
+    """The issue's bar, over all 450 drawings that can be seen on that ground."""
+    assert figures["named"][row]["judge thing"] >= 0.95
+
+
+def test_what_has_no_name_is_something_else(figures):
+    """The issue's bars."""
+    rows = figures["unnamed"]
+    assert rows["held-out icons, all"]["judge right"] >= 0.9
+    assert rows["plain shapes"]["judge a concept"] <= 0.02
+
+
+def test_the_figures_come_from_the_judge(judge, figures):
+    """One cheap row, measured again: drawings on red, at 58 pixels in the middle."""
+    small = F.interpolate(renders.tiles().flatten(0, 1), size=58, mode="bilinear", antialias=True)
+    ground = torch.tensor([0.8, 0.1, 0.1]).view(1, 3, 1, 1).expand(len(small), 3, 64, 64).clone()
+    alpha = small[:, 3:]
+    ground[:, :, 3:61, 3:61] = small[:, :3] * alpha + ground[:, :, 3:61, 3:61] * (1 - alpha)
+    said = agreement(judge.things(ground), concepts.object_names() * 9)
+    assert said == pytest.approx(figures["named"]["on red"]["judge thing"], abs=0.02)
+
+
+# --- the second judge, and images that are none
+
+
+def test_the_second_judge_is_another_network(judge):
+    second = load_second_judge()
+    assert isinstance(second.thing, Witness) and type(judge.thing) is not Witness
+    assert second.thing_names == judge.thing_names and second.style_names == judge.style_names
+    images, styles, things = placed(300, 5)
+    assert agreement(second.things(images), things) >= 0.97
+    assert agreement(second.styles(images), styles) >= 0.9
+    assert second.fingerprint() != judge.fingerprint()
+
+
+def test_a_temperature_changes_the_certainty_alone(judge):
+    images = renders.references(None, None, 16)
+    sharp, said = judge.probabilities(images, "thing"), judge.things(images)
+    old, judge.temperature["thing"] = judge.temperature["thing"], 10.0
+    try:
+        soft = judge.probabilities(images, "thing")
+        assert judge.things(images) == said and soft.amax(1).max() < sharp.amax(1).min()
+    finally:
+        judge.temperature["thing"] = old
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_shows_nothing(judge, value):
+    images = renders.references("OpenMoji", "church", 3)
+    images[1, :, 5, 5] = value
+    assert judge.things(images) == ["church", BLANK, "church"]
+    assert judge.styles(images) == ["OpenMoji", BLANK, "OpenMoji"]
+    assert metrics.collapsed(images).tolist() == [False, True, False]
+
+
+def test_a_texture_has_collapsed(judge):
+    """It is neither plain nor noise: the judge sees that it shows nothing."""
+    line = torch.linspace(0, 1, 64)
+    stripes = torch.stack([0.8 + 0.2 * line, 0.3 + 0.3 * line, 0.1 + 0 * line])[:, None, :]
+    images = stripes.expand(1, 3, 64, 64)
+    bare = F.interpolate(images, size=128)  # too large to be the emoji world's: no judge is asked
+    assert metrics.collapsed(images).item() and not metrics.collapsed(bare).item()

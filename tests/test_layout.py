@@ -7,9 +7,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {  # in order: a file imports from its own group or one above it
-    "mathematics": "diffusion losses nullspace closedform stats seeds files show",
+    "mathematics": (
+        "identity files checked diffusion losses nullspace closedform stats seeds reader show"
+    ),
     "a world and what it samples": (
-        "concepts renders judge judge_sd perceptual worlds attention denoise sampling images"
+        "concepts renders judge judge_sd perceptual worlds attention denoise sampling "
+        "provenance images"
     ),
     "editing it": "edits adapters guards export parameters checkpoint training inversion methods",
     "judging the edit": "evaluation metrics attacks tables",

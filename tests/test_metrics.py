@@ -18,6 +18,7 @@ from torchvision.transforms import functional as TF
 from transformers import CLIPConfig, CLIPModel
 
 from helpers import Edit, load_world, metrics, perceptual, renders
+from helpers.checked import load_json
 from helpers.concepts import DATA, concepts, style_names
 from helpers.diffusion import to_images
 from helpers.evaluation import attacks, report
@@ -288,7 +289,7 @@ def measured(world):
     torch.manual_seed(0)
     styles, things = [*world.styles, BLANK], [*world.objects, *world.people, BLANK]
     networks = [Classifier(len(names)).eval() for names in (styles, things)]
-    world.judge = Judge(*networks, styles, things)
+    world.judge = world.second_judge = Judge(*networks, styles, things)
     tokenizer = world.pipe.tokenizer
     size = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -321,11 +322,16 @@ def test_report_holds_every_value(tiny_world, tmp_path, cache, short_attacks, sc
     assert sheet.get_axes() and (tmp_path / "out" / "sheet.png").stat().st_size > 1000
     written = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert written == ["report.json", "sheet.png"]
-    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    stored = load_json(tmp_path / "out" / "report.json", "report", "report again", "made_with")
     assert stored == json.loads(json.dumps(result))
     values = stored["concepts"]
     assert len(values) > 2 and [name for name, v in values.items() if v["erased"]] == ["church"]
     assert next(iter(values)) == "church"
+    for v in values.values():  # every ACC stands with the second judge's, and what else is shown
+        assert v["second_after"]["n"] == 2 and set(v["no_concept_before"]) == {
+            "blank",
+            "something else",
+        }
     castle = values["castle"]["acc_after"]
     assert castle["n"] == 2 and len(castle["interval"]) == 2
     attacked = {"closed-form embedding", "concept inversion", "relearning"}

@@ -396,7 +396,9 @@ def test_a_saved_result_comes_back_only_with_the_weights_it_was_made_with(tmp_pa
     assert path.read_text() == "name,share,n,base_model,judge\nchurch,0.333333,3,12,j\n"
     (found,) = tables.load_result(path, world_of("12", "j")).to_dict("records")
     assert found == {"name": "church", "share": 0.333333, "n": 3, "base_model": "12", "judge": "j"}
-    assert tables.load_result(path, world_of("12", "k")).empty
+    assert tables.caution(tables.load_result(path, world_of("12", "j")), world_of("12", "j")) == ""
+    said = tables.caution(tables.load_result(path, world_of("12", "k")), world_of("12", "k"))
+    assert "earlier judge (j)" in said and "today (k)" in said
     assert tables.load_result(path, world_of("13", "j")).empty
     tables.write_csv(path, [{"share": 0.5}], ["share"])  # without the columns of a provenance
     assert tables.load_result(path, world_of("12", "j")).empty

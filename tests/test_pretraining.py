@@ -186,19 +186,43 @@ def test_the_unet_is_trained_in_halves(script):
 
 
 def test_a_batch_of_the_judge(script):
-    """Half real drawings, a tenth blank, the rest sampled; labels say which; seeded by its step."""
+    """Real drawings, sampled ones, a quarter without a name, a tenth blank; seeded by its step."""
     train_judge = script("train_judge")
     sampled = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8)
-    indices = {"style": torch.arange(6), "thing": torch.arange(6) + 20}
-    batches = train_judge.Batches(20, sampled, indices)
+    things = torch.arange(6) + 20
+    batches = train_judge.Batches(96, renders.others(), (sampled, torch.arange(6), things))
     images, labels = batches(3)
     again, _ = batches(3)
-    assert images["style"].shape == images["thing"].shape == (20, 3, 64, 64)
+    assert images["style"].shape == images["thing"].shape == (96, 3, 64, 64)
     assert all(torch.equal(images[kind], again[kind]) for kind in images)
-    assert labels["style"][-2:].tolist() == [9, 9] and labels["thing"][-2:].tolist() == [50, 50]
-    pick = labels["style"][10:18]
-    assert torch.equal(labels["thing"][10:18], pick + 20)
-    assert torch.equal(images["style"][10:18], sampled[pick].float() / 255)
+    assert all(0 <= x.min() and x.max() <= 1 for x in images.values())
+    assert labels["style"][-9:].tolist() == [9] * 9 and labels["thing"][-9:].tolist() == [50] * 9
+    assert labels["thing"][-33:-9].tolist() == [51] * 24  # what the world has no name for
+    unknown = {*range(9), 10, train_judge.UNKNOWN}
+    assert {*labels["style"][-33:-9].tolist()} <= unknown
+    pick = labels["style"][44:63]  # of 63 that are left, 44 real ones
+    assert torch.equal(labels["thing"][44:63], pick + 20)
+
+
+def test_what_cannot_be_seen_is_given_another_ground(script):
+    """A white drawing on white is put on grey; a black one stays."""
+    scenes = script("scenes")
+    alpha = torch.ones(2, 1, 64, 64)
+    colour = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand(-1, 3, 64, 64)
+    half = (torch.arange(64) < 32).float()
+    drawing = torch.cat([colour, alpha], 1) * half
+    images = scenes.on_ground(drawing, torch.ones(2, 3, 64, 64))
+    assert scenes.contrast(drawing, torch.ones(2, 3, 64, 64)).tolist() == pytest.approx([0, 1])
+    assert images[0, :, :, 63].unique().item() == 0.5 and images[1, :, :, 63].unique().item() == 1
+
+
+def test_the_certainty_of_a_judge_is_measured(script):
+    """Sure of 0.9, right in 6 of 10; sure of 0.55, right in 1 of 2: (10 * 0.3 + 2 * 0.05) / 12."""
+    evaluate_judge = script("evaluate_judge")
+    sure = torch.tensor([0.9] * 10 + [0.55] * 2)
+    right = torch.tensor([True] * 6 + [False] * 4 + [True, False])
+    error = evaluate_judge.calibration_error(sure, right)
+    assert error == pytest.approx((10 * 0.3 + 2 * 0.05) / 12, rel=1e-5)
 
 
 def test_the_judge_is_trained_on_seeds_of_its_own(script, tmp_path, monkeypatch):

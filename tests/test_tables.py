@@ -386,6 +386,69 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, cache):
     assert jobs.own_device.__wrapped__()[0] == "cuda:1"
 
 
+@pytest.fixture
+def one_gpu(monkeypatch, cache):
+    """A machine with one GPU, and the lock of it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid="U"))
+    cache.mkdir()
+    return cache / "gpu-U.lock"
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "file", "folder"])
+def test_what_is_in_a_lock_s_place_is_never_emptied(one_gpu, tmp_path, kind):
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("years of work")
+    if kind == "link":
+        one_gpu.symlink_to(victim)
+    elif kind == "hard link":
+        one_gpu.hardlink_to(victim)
+    elif kind == "file":
+        victim = victim.rename(one_gpu)
+    else:
+        one_gpu.mkdir()
+    with pytest.warns(UserWarning, match=r"cuda:0 is skipped.*gpu-U\.lock.*LETHE_CACHE"):
+        with pytest.raises(RuntimeError, match="GPUs are taken"):
+            jobs.own_device.__wrapped__()
+    assert victim.read_text() == "years of work"
+
+
+def test_another_user_s_lock_is_skipped_by_name(one_gpu, monkeypatch):
+    def denied(*given, **options):
+        raise PermissionError(13, "Permission denied", str(one_gpu))
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match=r"gpu-U\.lock"):
+        patch.setattr(os, "open", denied)
+        with pytest.raises(RuntimeError, match=r"not yours.*LETHE_CACHE"):
+            jobs.own_device.__wrapped__()
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="another user's"):
+        patch.setattr(os, "getuid", lambda: 12345)
+        with pytest.raises(RuntimeError, match="not yours"):
+            jobs.own_device.__wrapped__()
+    assert jobs.own_device.__wrapped__()[0] == "cuda:0"
+
+
+def test_results_of_other_parts_are_not_put_into_one_table():
+    one = {"made_with": {"base": "b", "judge": "j", "base_parts": {"vae": "1"}}}
+    other = {"made_with": {"base": "b", "judge": "j", "base_parts": {"vae": "2"}}}
+    assert jobs.provenance_of([one, one]) == {"base_model": "b", "judge": "j"}
+    with pytest.raises(ValueError, match="different weights"):
+        jobs.provenance_of([one, other])
+
+
+def test_a_result_says_all_that_it_depends_on(world, tmp_path):
+    file, out = str(tmp_path / "church.safetensors"), tmp_path / "cell.json"
+    jobs.sample_base(OPTIONS, "church", [0, 1], file)
+    jobs.measure(OPTIONS, [], {"church": 2}, {"church": file}, str(out))
+    made = jobs.load_json(out, "cell", jobs.AGAIN, *jobs.CELL)["made_with"]
+    parts = {"unet", "text_encoder", "vae", "scheduler", "tokenizer"}
+    assert set(made["base_parts"]) == parts and made["base"] == world.fingerprint()
+    assert made["judge"] == world.judge.fingerprint() and made["lpips"] == "LPIPS (random)"
+    assert made["evaluation"] == OPTIONS["evaluation"] and made["device"] == "cpu"
+    assert set(made["versions"]) == {"torch", "diffusers", "transformers"}
+
+
 def test_a_scale_without_gpu_jobs_takes_no_gpu(monkeypatch):
     """Two processes of `make tables` on a machine with one GPU: neither may wait for it or fail."""
     monkeypatch.setattr(jobs, "own_device", lambda: ("cuda:0", None))
@@ -585,6 +648,9 @@ def invented_report(concept: str, neighbour: str, attacked: bool) -> dict:
         return {
             "erased": erased, "acc_before": {**share, "value": 1.0},
             "acc_after": {**share, "value": acc},
+            "second_before": share, "second_after": {**share, "value": acc / 2},
+            "no_concept_before": {"blank": 0.0, "something else": 0.0},
+            "no_concept_after": {"blank": 1 - acc, "something else": 0.0},
             "clip_before": 0.3, "clip_after": 0.2, "lpips": 0.1,
         }  # fmt: skip
 
@@ -621,6 +687,13 @@ def test_the_methods_table_from_a_report(tmp_path, world, emoji):
 
     assert tuple(one("erased", "ACC")[["value", "n", "base"]]) == (0.25, 4, 1)
     assert tuple(one("retained", "ACC")[["value", "n"]]) == (0.75, 8)
+    assert tuple(one("erased", "ACC of the second judge")[["value", "n", "base"]]) == (
+        0.125,
+        4,
+        0.5,
+    )
+    assert tuple(one("retained", "blank")[["value", "base"]]) == (0.25, 0)
+    assert one("erased", "something else")["value"] == 0
     assert one("neighbour", "ACC")["value"] == 0.5 and one("neighbour", "LPIPS")["base"] == 0
     assert tuple(one("", "weight change")[["value", "M"]]) == (7, 2)
     assert tuple(one("retained", "drift")[["value", "low", "high"]]) == (0.2, 0.16, 0.24)

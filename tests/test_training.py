@@ -5,8 +5,10 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
+from conftest import build_tiny_world
+from PIL import Image
 
-from helpers import training, unlearn
+from helpers import methods, training, unlearn
 from helpers.checkpoint import load_checkpoint
 from helpers.methods import METHODS, module_of, options_of
 from helpers.training import Problem, Training, accumulated, backward, run
@@ -280,6 +282,125 @@ def test_every_option_tells_runs_apart(tmp_path):
     for name, value in others.items():
         with pytest.raises(ValueError, match=f"another run .*{name} differ"):
             trained(problem(), options, identity={**identity, name: value})
+
+
+def test_a_finished_run_is_not_gone_on_with(tmp_path):
+    """Its checkpoint stays, marked; the same run, asked for again, is trained again, all of it."""
+    path = tmp_path / "c.safetensors"
+    options = Training(steps=6, lr=0.1, checkpoint=str(path))
+    first, again = problem(), problem()
+    expected = trained(first, options, save_every=2)
+    assert load_checkpoint(path)[1]["progress"] == "finished"
+    seen, terms = [], again.terms
+    again.terms = lambda step, *rest: seen.append(step) or terms(step, *rest)
+    assert trained(again, options, save_every=2) == expected and seen == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(again.leaves["w"], first.leaves["w"])
+
+
+@pytest.mark.parametrize("more", [{}, {"stop_below": {"fit": 1e9}, "min_steps": 3}])
+def test_a_run_that_others_follow_is_kept_until_all_are_done(tmp_path, more):
+    """Killed in the second: the first's result is there at once, to the bit, wherever it ended."""
+    path = tmp_path / "0.safetensors"
+    options = Training(steps=5, lr=0.1, checkpoint=str(path))
+    first, again = problem(**more), problem(**more)
+    expected = trained(first, options, last=False)
+    assert load_checkpoint(path)[1]["progress"] == "ended"
+    again.terms = None  # nothing is trained
+    assert trained(again, options, last=False) == expected
+    assert torch.equal(again.leaves["w"], first.leaves["w"])
+    training.finish(path)
+    assert load_checkpoint(path)[1]["progress"] == "finished"
+
+
+def test_how_often_a_checkpoint_is_written_tells_no_run_from_another(tmp_path, monkeypatch):
+    options = Training(steps=5, lr=0.1, checkpoint=str(tmp_path / "c.safetensors"))
+    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(dying(problem(), 3), options)
+    assert len(load_checkpoint(options.checkpoint)[1]["history"]) == 2
+    assert trained(problem(), options, save_every=1) == trained(
+        problem(), replace(options, checkpoint=None)
+    )
+
+
+def test_everything_that_a_training_depends_on_tells_runs_apart(tiny_world, cache, tmp_path):
+    """Options of the method, the world's sampling, VAE, scheduler, words, own pictures."""
+    path, pictures = tmp_path / "c.safetensors", tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (16, 16), "red").save(pictures / "a.png")
+    how = {"steps": 4, "batch_size": 1, "progress": False, "checkpoint": path}
+    how |= {"images": str(pictures), "recon_on": "concept"}
+    unlearn(tiny_world, "church", "resteering", **how)
+    refused = r"c\.safetensors is the checkpoint of another run .*{} differ"
+
+    def ask(world=tiny_world, **more):
+        return unlearn(world, "church", "resteering", **{**how, **more})
+
+    for name, value in (("lam", 0.123), ("seed", 4), ("lr", 1e-5)):
+        what = "options" if name == "lam" else name
+        with pytest.raises(ValueError, match=refused.format(what)):
+            ask(**{name: value})
+    Image.new("RGB", (16, 16), "blue").save(pictures / "a.png")
+    with pytest.raises(ValueError, match=refused.format("pictures")):
+        ask()
+    Image.new("RGB", (16, 16), "red").save(pictures / "a.png")
+    ask()
+    other = build_tiny_world()
+    other.sampling = replace(other.sampling, steps=3)
+    with pytest.raises(ValueError, match=refused.format("sampling")):
+        ask(other)
+    for part in ("unet", "text_encoder", "vae"):
+        other = build_tiny_world()
+        next(getattr(other.pipe, part).parameters()).data.add_(0.5)
+        with pytest.raises(ValueError, match=refused.format("base")):
+            ask(other)
+    other = build_tiny_world()
+    scheduler = other.pipe.scheduler
+    other.pipe.scheduler = type(scheduler).from_config(scheduler.config, beta_end=0.02)
+    with pytest.raises(ValueError, match=refused.format("base")):
+        ask(other)
+
+
+def test_an_edit_names_the_weights_that_it_was_trained_on(tiny_world, cache):
+    """Changed in place after the fingerprint was taken: the edit fits the world as it is now."""
+    before = tiny_world.fingerprint()
+    next(tiny_world.unet.parameters()).data.add_(0.5)
+    how = {"steps": 1, "images": 1, "batch_size": 1, "progress": False}
+    edit = unlearn(tiny_world, "church", "resteering", **how)
+    assert edit.base["unet"] != before and edit.meta["world"]["parts"]["unet"] == edit.base["unet"]
+    with tiny_world.applied(edit):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"other base|base weights"),
+        build_tiny_world().applied(edit),
+    ):
+        pass
+
+
+def test_several_problems_go_on_where_they_were(tiny_world, cache, tmp_path, monkeypatch):
+    """Two concepts, trained in turn; the second is interrupted, the first is not repeated."""
+    folder = tmp_path / "sepme"
+    how = {**METHODS["sepme"]["quick"], "steps": 2, "batch_size": 1, "progress": False}
+    whole = unlearn(tiny_world, ["church", "dog"], "sepme", mode="separate", **how)
+    real, runs = methods.run, []
+
+    def interrupted(problem, *given, **options):
+        runs.append(len(runs))
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return real(problem, *given, **options)
+
+    monkeypatch.setattr(methods, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unlearn(tiny_world, ["church", "dog"], "sepme", mode="separate", checkpoint=folder, **how)
+    assert load_checkpoint(folder / "0.safetensors")[1]["progress"] == "ended"
+    monkeypatch.setattr(methods, "run", real)
+    again = unlearn(
+        tiny_world, ["church", "dog"], "sepme", mode="separate", checkpoint=folder, **how
+    )
+    assert all(torch.equal(again.delta[n], v) for n, v in whole.delta.items())
+    states = [load_checkpoint(folder / f"{i}.safetensors")[1]["progress"] for i in range(2)]
+    assert states == ["finished"] * 2
 
 
 def test_a_checkpoint_of_another_method_or_concept_is_refused(tiny_world, cache, tmp_path):

@@ -23,7 +23,7 @@ from helpers.tables import is_aggregate, read_csv
 NEAR = 0.02  # of the committed value
 SLACK = 1e-3  # where that is zero
 ALLOWED = 0.05  # the share of values that may lie outside
-SHARES = ("ACC", "UA", "IRA", "CRA", "collapsed")
+SHARES = ("ACC", "UA", "IRA", "CRA", "collapsed", "blank", "something else")
 GROUPS = ("erased", "retained", "neighbour")  # what methods.csv evaluates, each for itself
 
 

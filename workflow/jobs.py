@@ -4,11 +4,14 @@ Each public function of the first half is one job of the ``Snakefile``: it reads
 one, renamed when it is whole. What is asked for is decided in ``plan.py``.
 """
 
+import contextlib
 import functools
-import json
+import os
 import shutil
+import stat
 import statistics
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,17 +19,18 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from matplotlib import pyplot as plt
-from safetensors.torch import load_file, save_file
 
 from helpers import images, judge_sd, show
+from helpers.checked import load_json, save_json
 from helpers.concepts import BARE
 from helpers.denoise import Sampling
 from helpers.edits import Edit
 from helpers.evaluation.report import report as evaluate
 from helpers.evaluation.scores import lpips_distance
-from helpers.files import complete
+from helpers.files import complete, shown
 from helpers.judge import BLANK
 from helpers.methods import METHODS, unlearn
+from helpers.provenance import base_parts, device_of, versions
 from helpers.sampling import sample
 from helpers.seeds import judge_seeds, training_seeds
 from helpers.stats import student_interval, wilson_interval
@@ -45,10 +49,9 @@ COST_COLUMNS = ["job", "method", "jobs", "seconds", "longest", "device"]
 IN_NO_NAME = ("world", "dtype", "precision", "sampling", "judge")  # options that no file's name has
 
 
-def write_json(path: str | Path, value: dict) -> None:
-    """A dict as JSON, renamed when it is whole."""
-    with complete(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+CELL = ("concepts", "weight_change", "M", "made_with")  # what a cell's JSON has
+REPORT = ("concepts", "drift", "canvas", "fid", "collapsed", "weight_change", "attacks")
+AGAIN = "remove it, and `make tables` makes it again"
 
 
 # --- the world of a process
@@ -58,25 +61,51 @@ def write_json(path: str | Path, value: dict) -> None:
 def own_device() -> tuple[str, FileLock | None]:
     """A GPU that no other process of this user has, and the lock that holds it; or the CPU.
 
-    The lock lies in the kit's cache, ``images.CACHE`` (one for several clones: LETHE_CACHE), so
-    nobody else can put a file in its place. The process keeps its GPU until it ends, by a signal or
-    not. RuntimeError when all GPUs are taken.
+    The lock lies in the kit's cache, ``images.CACHE`` (one for several clones: LETHE_CACHE). The
+    process keeps its GPU until it ends, by a signal or not. A GPU whose lock is not this user's own
+    is skipped, with a warning that names the lock. RuntimeError when no GPU is left.
     """
     if not torch.cuda.is_available():
         return "cpu", None
-    images.CACHE.mkdir(parents=True, exist_ok=True)
-    for i in range(torch.cuda.device_count()):
+    folder, count = images.cache_folder(), torch.cuda.device_count()
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
         uuid = torch.cuda.get_device_properties(i).uuid
-        lock = FileLock(images.CACHE / f"gpu-{uuid}.lock")
+        path = folder / f"gpu-{uuid}.lock"
         try:
+            require_own(path)
+            lock = FileLock(path)
             lock.acquire(timeout=0)
         except Timeout:
             continue
+        except OSError as error:
+            warnings.warn(
+                f"cuda:{i} is skipped, since its lock {shown(path)} cannot be taken ({error}): "
+                "remove the file, or set LETHE_CACHE to a folder of your own",
+                stacklevel=2,
+            )
+            continue
         return f"cuda:{i}", lock
     raise RuntimeError(
-        f"all {torch.cuda.device_count()} GPUs are taken by other jobs: run no more of them at a "
-        "time (`make tables JOBS=...`)"
+        f"all {count} GPUs are taken by other jobs, or their locks in {shown(folder)} are not "
+        "yours: run fewer jobs at a time (`make tables JOBS=...`), or set LETHE_CACHE"
     )
+
+
+def require_own(path: Path) -> None:
+    """PermissionError for a lock that is a link, or no empty file of this user's own.
+
+    To open a lock empties it, and what it links to. Made here if it is not there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    if path.is_symlink():
+        raise PermissionError("it is a link")
+    with contextlib.closing(os.fdopen(os.open(path, flags, 0o600))) as file:
+        found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_size:
+        raise PermissionError("it is no empty file of its own")
+    if hasattr(os, "getuid") and found.st_uid != os.getuid():
+        raise PermissionError("it is another user's")
 
 
 @functools.cache
@@ -110,16 +139,18 @@ def evaluation_sampling(options: dict) -> dict:
     return {name: options["evaluation"][name] for name in ("steps", "guidance", "sampler")}
 
 
-def made_with(world: World, start: float) -> dict:
+def made_with(world: World, start: float, **more) -> dict:
     """What a result was made with, and in how many seconds."""
-    on_cpu = world.device.type == "cpu"
     return {
         "world": world.name,
         "base": world.fingerprint(),
-        "device": str(world.device) if on_cpu else torch.cuda.get_device_name(world.device),
+        "base_parts": base_parts(world),
+        "device": device_of(world),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "precision": torch.get_float32_matmul_precision(),
+        "versions": versions(),
         "seconds": round(time.time() - start, 2),
+        **more,
     }
 
 
@@ -132,20 +163,21 @@ def claim(options: dict, path: str) -> None:
     ValueError if they were made with others.
     """
     ours = {name: options.get(name) for name in IN_NO_NAME}
-    if Path(path).exists() and (theirs := json.loads(Path(path).read_text())) != ours:
+    if Path(path).exists() and (theirs := load_json(path, "record of options", AGAIN)) != ours:
         raise ValueError(
             f"{Path(path).parent} was made with {theirs}, not with {ours}: remove that folder, or "
             "take the options back"
         )
-    write_json(path, ours)
+    save_json(path, ours)
 
 
 def sample_base(options: dict, prompt: str, seeds: list[int], path: str) -> None:
     """The base model's images of one prompt, to measure, as 8-bit numbers: (n, 3, H, W)."""
+    world = the_world(options)
     prompts, how = [prompt] * len(seeds), evaluation_sampling(options)
-    pixels = sample(the_world(options), prompts, seeds, progress=False, **how)
-    with complete(path) as temporary:
-        save_file({"images": images.to_bytes(pixels)}, temporary)
+    pixels = sample(world, prompts, seeds, progress=False, **how)
+    asked = {"prompt": prompt, "seeds": list(seeds), "sampling": how, "parts": base_parts(world)}
+    images.save_pictures(path, pixels, asked)
 
 
 def sample_judge_images(options: dict, style: str, path: str) -> None:
@@ -156,7 +188,7 @@ def sample_judge_images(options: dict, style: str, path: str) -> None:
 
 def train_judge(options: dict, files: dict[str, str], path: str) -> None:
     """Train the judge of a world that brings none; files: its images of each style."""
-    judge_sd.train_styles({name: load_file(f)["images"] for name, f in files.items()}, path)
+    judge_sd.train_styles({name: images.load_pictures(f) for name, f in files.items()}, path)
 
 
 def sample_training_images(
@@ -166,7 +198,7 @@ def sample_training_images(
     start, world = time.time(), the_world(options)
     prompts, _ = images.captions(world, concepts, count, BARE)
     images.base_images(world, prompts, training_seeds(seed, len(prompts)))
-    write_json(path, {"images": len(prompts), "made_with": made_with(world, start)})
+    save_json(path, {"images": len(prompts), "made_with": made_with(world, start)})
 
 
 def train(
@@ -200,7 +232,7 @@ def measure(
     size, concepts = options["evaluation"].get("lpips_size"), {}
     with world.applied(edit):
         for concept, n in counts.items():
-            before = after = load_file(base[concept])["images"][:n].float() / 255
+            before = after = images.load_pictures(base[concept], n)[:n].float() / 255
             if edit is not None:
                 prompts, how = [concept] * n, evaluation_sampling(options)
                 after = images.as_stored(sample(world, prompts, range(n), progress=False, **how))
@@ -215,9 +247,15 @@ def measure(
         "weight_change": 0.0 if edit is None else edit.norm(),
         "M": 0 if edit is None else edit.M,
         "concepts": concepts,
-        "made_with": {**made_with(world, start), "judge": world.judge.fingerprint()},
+        "made_with": made_with(
+            world,
+            start,
+            judge=world.judge.fingerprint(),
+            evaluation=options["evaluation"],
+            lpips=world.lpips.name,
+        ),
     }
-    write_json(path, result)
+    save_json(path, result)
 
 
 def evaluate_edit(options: dict, file: str, attack: bool, folder: str) -> None:
@@ -238,10 +276,12 @@ def provenance_of(results: Iterable[dict]) -> dict[str, str]:
 
     ValueError if they differ.
     """
-    found = {(result["made_with"]["base"], result["made_with"]["judge"]) for result in results}
-    if len(found) > 1:
+    made = [result["made_with"] for result in results]
+    found = {(one["base"], one["judge"]) for one in made}
+    others = {str(one.get("base_parts")) for one in made}  # VAE, text encoder, scheduler, words
+    if len(found) > 1 or len(others) > 1:
         raise ValueError(
-            f"results of different weights (base, judge) {sorted(found)}: "
+            f"results of different weights (base, judge) {sorted(found)}, {sorted(others)}: "
             "remove the build folder of the tables"
         )
     return dict(zip(("base_model", "judge"), *found, strict=True))
@@ -280,7 +320,7 @@ def collect(plan, table: str, files: list[str], path: str) -> None:
     Names are the paper's: ``plan.ours`` says what stands for them. plan: a ``plan.Plan``; files:
     the cells that it names.
     """
-    cells = {Path(file).stem: json.loads(Path(file).read_text()) for file in files}
+    cells = {Path(file).stem: load_json(file, "cell", AGAIN, *CELL) for file in files}
     rows = []
     for row in plan.rows[table]:
         for seed in plan.options["seeds"]:
@@ -292,6 +332,11 @@ def collect(plan, table: str, files: list[str], path: str) -> None:
             names = {name: row[name] for name in NAMES}
             rows.append(Row(**names, seed=seed, **value, **provenance_of(used)))
     write_csv(path, rows, COLUMNS)
+
+
+def report_of(folder: Path, *keys: str) -> dict:
+    """The values of a report in a folder. ValueError names a file that is damaged or lacks some."""
+    return load_json(folder / "report.json", "report", AGAIN, "made_with", *keys)
 
 
 def rows_of_names(report: dict, concept: str, neighbour: str | None, about: dict) -> list[Row]:
@@ -315,9 +360,27 @@ def rows_of_names(report: dict, concept: str, neighbour: str | None, about: dict
         same = {**about, "evaluated": group, "n": n}
         rows += [
             Row(metric="ACC", value=after, low=low, high=high, base=before, **same),
+            *rows_beside_acc(of, same),
             Row(metric="CLIP score", value=clip_after, base=clip_before, **same),
             Row(metric="LPIPS", value=lpips, base=0.0, **same),
         ]
+    return rows
+
+
+def rows_beside_acc(values: list[dict], same: dict) -> list[Row]:
+    """The second judge's ACC, and the judge's shares of "blank" and "something else"."""
+    found = {}  # metric -> (before, after) for each name
+    for v in values:
+        if "second_after" in v:
+            pair = v["second_before"]["value"], v["second_after"]["value"]
+            found.setdefault("ACC of the second judge", []).append(pair)
+        for name, after in v["no_concept_after"].items():
+            found.setdefault(name, []).append((v["no_concept_before"][name], after))
+    rows = []
+    for metric, pairs in found.items():
+        before, after = (statistics.fmean(side) for side in zip(*pairs, strict=True))
+        low, high = wilson_interval(after, same["n"])
+        rows.append(Row(metric=metric, value=after, low=low, high=high, base=before, **same))
     return rows
 
 
@@ -363,7 +426,7 @@ def collect_methods(plan, folders: list[str], path: str) -> None:
     """
     rows = []
     for folder in map(Path, folders):
-        run, report = plan.reports[folder.name], json.loads((folder / "report.json").read_text())
+        run, report = plan.reports[folder.name], report_of(folder, *REPORT)
         (concept,) = run.concepts
         about = {"method": run.method, "setting": "", "erased": concept, "seed": run.seed}
         about |= provenance_of([report])
@@ -379,14 +442,17 @@ def collect_costs(files: dict[str, list[str]], path: str) -> None:
     """
     jobs = []
     for kind, name in (("images", "training images"), ("cells", "measuring")):
-        made = [json.loads(Path(file).read_text())["made_with"] for file in files[kind]]
+        made = [
+            load_json(file, "record of a job", AGAIN, "made_with")["made_with"]
+            for file in files[kind]
+        ]
         jobs += [(name, "", one["device"], one["seconds"]) for one in made]
     for folder in files["edits"]:
         meta = Edit.load(next(Path(folder).glob("*.safetensors"))).meta
         made = meta["made_with"]
         jobs.append(("training", meta["method"], made["device"], made["seconds"]))
     for folder in files["reports"]:
-        made = json.loads((Path(folder) / "report.json").read_text())["made_with"]
+        made = report_of(Path(folder))["made_with"]
         jobs.append(("report", made["edit"]["method"], made["device"], made["seconds"]["all"]))
     groups = pd.DataFrame(jobs, columns=["job", "method", "device", "seconds"]).groupby(
         ["job", "method", "device"]
@@ -408,7 +474,7 @@ def publish(files: dict[str, list[str]], options: dict, path: str) -> None:
                 with complete(target) as temporary:
                     shutil.copyfile(source, temporary)
             written.append(str(target))
-    write_json(path, {"written": written})
+    save_json(path, {"written": written})
 
 
 # --- figures

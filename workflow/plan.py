@@ -16,8 +16,8 @@ change there, remove ``build/tables``.
 """
 
 import csv
-import hashlib
 import json
+import runpy
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -25,6 +25,7 @@ from pathlib import Path
 
 SCALES = Path(__file__).resolve().parent
 DATA = SCALES.parent / "data"
+IDENTITY = runpy.run_path(str(SCALES.parent / "helpers/identity.py"))  # ``helpers`` imports torch
 STYLES = ["Van Gogh", "Picasso", "Cezanne"]  # the papers' concepts, in the order of our stand-ins
 OBJECTS = [
     "chain saw", "church", "gas pump", "tench", "garbage truck", "english springer", "golf ball",
@@ -46,7 +47,7 @@ def slug(*names: str) -> str:
 
 def digest(*parts) -> str:
     """Eight hex digits that stand for some JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    return IDENTITY["value_digest"](parts)[:8]
 
 
 @dataclass(frozen=True)

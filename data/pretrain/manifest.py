@@ -5,11 +5,13 @@
 The model card and its figures are not listed: they may change while the weights stay.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 from common import ROOT
+
+from helpers.files import complete
+from helpers.identity import file_digest
 
 FOLDERS = ("emoji-diffusion", "judge", "lpips", "emoji")
 SKIPPED = {"manifest.json", "evaluation.json", "README.md"}
@@ -18,10 +20,9 @@ SKIPPED = {"manifest.json", "evaluation.json", "README.md"}
 def write_manifest(folder: Path) -> None:
     """The digests of one folder's files, by their paths within it."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in SKIPPED)
-    digests = {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
-    }
-    (folder / "manifest.json").write_text(json.dumps(digests, indent=1) + "\n")
+    digests = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
+    with complete(folder / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(digests, indent=1) + "\n")
     size = sum(p.stat().st_size for p in files) / 1e6
     print(f"{folder.name}: {len(files)} files, {size:.1f} MB")
 

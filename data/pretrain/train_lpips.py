@@ -14,14 +14,13 @@ from pathlib import Path
 import lpips
 import torch
 from common import DEVICE, HELD_OUT, WORK, Recipe, arguments, cosine, fit, place_drawings
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import alexnet
 from train_judge import soften
 
 from helpers import concepts, renders
-from helpers.files import complete
+from helpers.checked import save_tensors
 from helpers.perceptual import WEIGHTS
 from helpers.seeds import step_generator
 
@@ -90,10 +89,7 @@ def save(model: Backbone, path: Path, **metadata: object) -> None:
     tensors = {
         name: value.half().contiguous() for name, value in model.features.state_dict().items()
     }
-    with complete(path) as temporary:
-        save_file(
-            tensors, temporary, metadata={name: str(value) for name, value in metadata.items()}
-        )
+    save_tensors(path, tensors, {name: str(value) for name, value in metadata.items()})
 
 
 def main() -> None:

@@ -21,15 +21,16 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.closedform import derived_states
-from helpers.concepts import TEMPLATES
+from helpers.concepts import TEMPLATES, filled
 from helpers.denoise import encode, predict
 from helpers.diffusion import noised, to_latents
 from helpers.edits import Edit
 from helpers.evaluation.scores import accuracy
 from helpers.export import dense
-from helpers.images import base_images, captions, folder_images
+from helpers.images import base_images, captions, own_images
 from helpers.inversion import Inversion, invert, soft_tokens
 from helpers.parameters import Dense, select_parameters
+from helpers.reader import checked_images
 from helpers.sampling import sample
 from helpers.seeds import attack_seeds
 from helpers.stats import wilson_interval
@@ -110,16 +111,16 @@ def checked(world: World, edit: Edit, concept: str, seeds: Iterable[int]) -> lis
 
 
 def attacker_images(
-    world: World, concept: str, images: int | str | Tensor, seed: int, templates: dict
+    world: World, concept: str, images: int | str | dict | Tensor, seed: int, templates: dict
 ) -> tuple[Tensor, list[str]]:
     """What the attacker trains on, images and captions: none that a method trained on."""
     if isinstance(images, Tensor):
+        checked_images(images, size=world.image_size)
         return images, captions(world, [concept], len(images), templates)[0]
     if isinstance(images, int):
         prompts, _ = captions(world, [concept], images, templates)
         return base_images(world, prompts, attack_seeds(seed, images)), prompts
-    own = folder_images(images, world.image_size)
-    return own, captions(world, [concept], len(own), templates)[0]
+    return own_images(world, [concept], images, templates)[:2]
 
 
 def concept_inversion(
@@ -150,7 +151,7 @@ def concept_inversion(
     search = {k: getattr(chosen, k) for k in Inversion.__dataclass_fields__}
     v, history = invert(world, images, edit=edit, seed=seed, progress=progress, **search)
     with soft_tokens(world, v) as soft:
-        prompt = template.format(c=soft)
+        prompt = filled(template, soft)
         after, found = share_of(world, edit, concept, seeds, prompt, **sampling)
     details = {"steps": len(history), "tokens": chosen.tokens, "training_images": len(images)}
     name = "concept inversion"

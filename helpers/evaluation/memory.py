@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from helpers.concepts import TEMPLATES
+from helpers.concepts import TEMPLATES, filled
 from helpers.denoise import predict
 from helpers.diffusion import noised, to_latents
 from helpers.inversion import invert
@@ -20,7 +20,7 @@ def presence(world, concept: str, references: Tensor, *, repeats: int = 8, seed:
     Source: ours; the loss is Ho et al., DDPM, Eq. 14.
     """
     generator = torch.Generator().manual_seed(seed)
-    states = world.encode([TEMPLATES[world.kind(concept)][-1].format(c=concept), ""])
+    states = world.encode([filled(TEMPLATES[world.kind(concept)][-1], concept), ""])
     error = torch.zeros(2)
     for x_0 in to_latents(world, references).float().repeat(repeats, 1, 1, 1).split(16):
         x_t, t, noise = noised(x_0, world.alpha_bar, generator)

@@ -5,18 +5,26 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import diffusers
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from helpers import show
+from helpers.checked import signed
 from helpers.concepts import pair_prompt
 from helpers.edits import Edit
 from helpers.evaluation import attacks
-from helpers.evaluation.scores import clip_score, collapsed, fid, lpips_distance, unlearn_canvas
+from helpers.evaluation.scores import (
+    clip_score,
+    collapsed,
+    fid,
+    lpips_distance,
+    no_concept,
+    unlearn_canvas,
+)
 from helpers.files import complete
 from helpers.images import as_stored, base_images
+from helpers.provenance import base_parts, device_of, versions
 from helpers.sampling import sample, sampling_of
 from helpers.stats import student_interval, wilson_interval
 from helpers.training import at_least
@@ -124,10 +132,21 @@ def by_name(world: World, seen: Evidence, distance: Tensor) -> dict[str, dict]:
             "erased": concept in seen.erased,
             "acc_before": share(world.judge.gives(b, concept)),
             "acc_after": share(world.judge.gives(a, concept)),
+            **beside_the_judge(world, b, a, concept),
             "clip_before": clip_score(world, b, [concept] * n).mean().item(),
             "clip_after": clip_score(world, a, [concept] * n).mean().item(),
             "lpips": d.mean().item(),
         }
+    return values
+
+
+def beside_the_judge(world: World, before: Tensor, after: Tensor, concept: str) -> dict[str, dict]:
+    """What keeps an ACC honest: the second judge's, and the judge's "blank", "something else"."""
+    values = {}
+    for at, images in (("before", before), ("after", after)):
+        values[f"no_concept_{at}"] = no_concept(world, images, concept)
+        if world.second_judge is not None:
+            values[f"second_{at}"] = share(world.second_judge.gives(images, concept))
     return values
 
 
@@ -158,8 +177,8 @@ def over_retained(world: World, seen: Evidence, distance: Tensor, size: int | No
         },
         "fid": {"name": "FID (judge features)", "value": fid(*features), "n": n},
         "collapsed": {
-            "retained": share(collapsed(seen.after[retained])),
-            "erased": share(collapsed(seen.after[~retained])),
+            "retained": share(collapsed(seen.after[retained], world.judge)),
+            "erased": share(collapsed(seen.after[~retained], world.judge)),
         },
     }  # fmt: skip
 
@@ -173,8 +192,9 @@ def report(
     models' images are rounded to 8 bits, as in a file. Returns a dict ready for JSON, but for
     ``"sheet"``, a Matplotlib figure:
 
-    concepts[c]: ACC (value, n, interval), CLIP score, LPIPS; canvas[c]: UA, IRA, CRA, both before
-    and after; drift, fid, collapsed: over the images that hold no erased concept; weight_change;
+    concepts[c]: ACC (value, n, interval), the second judge's, the judge's shares of "blank" and
+    "something else", CLIP score, LPIPS; canvas[c]: UA, IRA, CRA; all of these before and after;
+    drift, fid, collapsed: over the images that hold no erased concept; weight_change;
     attacks[c][name]; made_with.
     ValueError for an edit that erases nothing, an unknown concept, n or thin < 1; errors of
     ``world.lpips``.
@@ -215,14 +235,18 @@ def provenance(world: World, edit: Edit, asked: Protocol, seconds: dict) -> dict
     return {
         "world": world.name,
         "base": world.fingerprint(),
+        "base_parts": base_parts(world),
         "judge": world.judge.fingerprint(),
+        "second_judge": world.second_judge and world.second_judge.fingerprint(),
+        "lpips": world.lpips.name,
         "edit": edit.meta,
         "n": asked.n,
         "seed": asked.seed,
         "sampling": asdict(sampling_of(world, asked.sampling)),
-        "device": str(world.device),
+        "protocol": {k: v for k, v in asdict(asked).items() if k != "sampling"},
+        "device": device_of(world),
         "seconds": seconds,
-        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "versions": versions(),
     }
 
 
@@ -233,6 +257,11 @@ def contact_sheet(result: dict, seen: Evidence, *, columns: int = 4) -> Figure:
     for i, (concept, values) in enumerate(result["concepts"].items()):
         images += [x[i * n : i * n + k] for x in (seen.before, seen.after)]
         acc = f"ACC {values['acc_before']['value']:.2f} to {values['acc_after']['value']:.2f}"
+        if "second_after" in values:
+            second = [values[f"second_{at}"]["value"] for at in ("before", "after")]
+            acc += f"\n2nd judge {second[0]:.2f} to {second[1]:.2f}"
+        empty = [f"{name} {part:.2f}" for name, part in values["no_concept_after"].items() if part]
+        acc = "\n".join([acc, *empty])
         mark = " (erased)" if values["erased"] else ""
         rows.append(f"{concept}{mark}\n{acc}\nLPIPS {values['lpips']:.2f}")
     titles = ["before", *[""] * (k - 1), "after", *[""] * (k - 1)]
@@ -264,5 +293,5 @@ def score_lines(result: dict) -> list[str]:
 def write(folder: Path, result: dict, sheet: Figure) -> None:
     """Both files under temporary names, then renamed: a reader never finds half a report."""
     with complete(folder / "report.json") as text, complete(folder / "sheet.png") as picture:
-        text.write_text(json.dumps(result, indent=1) + "\n")
+        text.write_text(json.dumps(signed(result), indent=1) + "\n")
         sheet.savefig(picture, format="png", bbox_inches="tight")

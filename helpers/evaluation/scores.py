@@ -1,9 +1,13 @@
 """What was forgotten and what was retained: each value of the tables, one function."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from helpers.judge import BLANK, NO_CONCEPT, Judge, load_judge
+from helpers.renders import TILE
 from helpers.sampling import sample
 from helpers.stats import wilson_interval
 
@@ -29,6 +33,17 @@ def accuracy_interval(world, images: Tensor, concept: str) -> tuple[float, float
     """``accuracy`` with the ends of its 95 % interval (Wilson's)."""
     share = accuracy(world, images, concept)
     return share, *wilson_interval(share, len(images))
+
+
+def no_concept(world, images: Tensor, concept: str) -> dict[str, float]:
+    """Where an image that lost its concept went: the shares that the judge names no concept of.
+
+    images (n, 3, H, W) in [0, 1] -> {"blank": share, "something else": share}, of the verdicts on
+    what ``concept`` is, a style or a thing. ValueError for an unknown concept.
+    """
+    said = world.judge.styles if world.kind(concept) == "style" else world.judge.things
+    verdicts = said(images)
+    return {name: verdicts.count(name) / len(verdicts) for name in NO_CONCEPT}
 
 
 @torch.no_grad()
@@ -97,15 +112,29 @@ def roughness(images: Tensor) -> Tensor:
     return steps / (2 * x.std((2, 3)).mean(1).clamp_min(1e-6))
 
 
-def collapsed(images: Tensor) -> Tensor:
-    """Which images show nothing, because they are blank or noise: bool (n,).
+def collapsed(images: Tensor, judge=None) -> Tensor:
+    """Which images show nothing, because they are blank, noise or not finite: bool (n,).
 
     images (n, 3, H, W) in [0, 1]. Blank: the standard deviation over pixels is below 0.07 in every
     channel. Noise: ``roughness`` is above 1/3. Both bounds stand between real emoji and what a
-    broken model draws (tests hold them there). A wrong but smooth image passes.
+    broken model draws (tests hold them there). A plain texture passes both, so what a judge calls
+    blank counts as well. judge: the world's; where none is given, images of 64 pixels are shown to
+    the emoji world's, and larger ones to nobody. A wrong image of something passes.
     """
-    blank = images.float().std((2, 3)).amax(1) < BLANK_BELOW
-    return blank | (roughness(images) > NOISE_ABOVE)
+    images = images.float().cpu()
+    blank = images.std((2, 3)).amax(1) < BLANK_BELOW
+    nothing = blank | (roughness(images) > NOISE_ABOVE) | ~images.isfinite().flatten(1).all(1)
+    if judge is None and images.shape[-1] == TILE:
+        judge = emoji_judge()
+    if judge is None:
+        return nothing
+    return nothing | torch.tensor([said == BLANK for said in judge.things(images)])
+
+
+@cache
+def emoji_judge() -> Judge:
+    """The emoji world's judge, read once."""
+    return load_judge()
 
 
 def unlearn_canvas(

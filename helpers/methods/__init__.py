@@ -13,13 +13,11 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import ModuleType
 
-import diffusers
-import torch
-
 from helpers.concepts import DATA
 from helpers.edits import Edit
 from helpers.parameters import parts_of
-from helpers.training import Delta, Problem, Training, run
+from helpers.provenance import base_parts, device_of, pictures_digest, versions
+from helpers.training import Delta, Problem, Training, finish, run
 from helpers.worlds import World
 
 
@@ -80,7 +78,9 @@ def unlearn(
     if world.is_edited:
         raise RuntimeError("an edit is applied: leave the `with world.applied(...)` block first")
     start, made = time.time(), {"method": method, "options": asdict(chosen), "seed": seed}
-    made["versions"] = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    made |= {"versions": versions(), "world": standing(world)}
+    if pictures := pictures_digest(made["options"].get("images", 0)):
+        made["pictures"] = pictures
     if hasattr(module, "solve"):
         edit = module.solve(world, concepts, chosen, seed)
         edit.meta = {**made, "concepts": dict.fromkeys(concepts, 1.0), **edit.meta}
@@ -95,6 +95,15 @@ def unlearn(
     return edit
 
 
+def standing(world: World) -> dict:
+    """What a training depends on in its world, as it stands now: parts, sampling, device."""
+    return {
+        "parts": base_parts(world),
+        "sampling": asdict(world.sampling),
+        "device": device_of(world),
+    }
+
+
 def bases(world: World, names) -> dict[str, str]:
     """The fingerprints of the parts that parameters of these full names belong to."""
     return {part: world.fingerprint(part) for part in parts_of(names)}
@@ -106,14 +115,18 @@ def train(
 ) -> Edit:  # fmt: skip
     """Train a problem, or several in turn, whose edits then add up and stay apart as ``parts``.
 
-    Several problems keep their checkpoints in a folder of that name.
+    Several problems keep their checkpoints in a folder of that name, each until all are done.
     """
+    how = {"options": options, "made": made, "progress": progress}
     if not isinstance(problem, list):
-        return train_one(world, problem, concepts, options, options.checkpoint, made, progress)
-    edits = []
+        return train_one(world, problem, concepts, options.checkpoint, **how)
+    edits, paths = [], []
     for i, one in enumerate(problem):
         path = options.checkpoint and str(Path(options.checkpoint) / f"{i}.safetensors")
-        edits.append(train_one(world, one, one.concepts or concepts, options, path, made, progress))
+        paths += [path] if path else []
+        edits.append(train_one(world, one, one.concepts or concepts, path, last=False, **how))
+    for path in paths:
+        finish(path)
     if len(edits) == 1:
         only = edits[0]
         return only if only.parts else replace(only, parts={only.erased[0]: only})
@@ -126,19 +139,29 @@ def train(
     return whole
 
 
-def train_one(
-    world: World, problem: Problem, concepts: list[str], options: Training, checkpoint: str | None,
-    made: dict, progress: bool,
-) -> Edit:  # fmt: skip
-    """Run one problem; its edit, with a part for each concept where the problem has some."""
-    training = problem.training or options
-    identity = {
-        "base": bases(world, world.parameters()), "method": made["method"], "concepts": concepts,
+def identity(made: dict, concepts: list[str]) -> dict:
+    """What tells one training from another, besides its schedule and seed."""
+    known = {f.name for f in fields(Training)}
+    options = {name: value for name, value in made["options"].items() if name not in known}
+    base, sampling = (made["world"][key] for key in ("parts", "sampling"))
+    return {
+        "base": base, "sampling": sampling, "method": made["method"], "concepts": concepts,
+        "options": options, "pictures": made.get("pictures"),
     }  # fmt: skip
+
+
+def train_one(
+    world: World, problem: Problem, concepts: list[str], checkpoint: str | None, *,
+    options: Training, made: dict, progress: bool, last: bool = True,
+) -> Edit:  # fmt: skip
+    """Run one problem; its edit, with a part for each concept where the problem has some.
+
+    last: False if others of the same work follow (see ``training.run``).
+    """
     start = time.time()
     history = run(
-        problem, training, seed=made["seed"], identity=identity, checkpoint=checkpoint,
-        progress=progress,
+        problem, problem.training or options, seed=made["seed"], identity=identity(made, concepts),
+        checkpoint=checkpoint, progress=progress, last=last,
     )  # fmt: skip
     spent = time.time() - start - sum(problem.timings.values())
     timings = {**{k: round(v, 2) for k, v in problem.timings.items()}, "training": round(spent, 2)}

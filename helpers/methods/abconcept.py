@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from helpers import losses
-from helpers.concepts import BARE, TEMPLATES, pair_prompt
+from helpers.concepts import BARE, TEMPLATES, filled, pair_prompt
 from helpers.denoise import guided_pair, predict
 from helpers.diffusion import noised, to_latents
 from helpers.images import base_images, concept_latents
@@ -86,7 +86,7 @@ def caption_pairs(world: World, concept: str, anchor: str, n: int) -> list[tuple
     kind = world.kind(concept)
     if kind != "style":
         pairs = [
-            (text.format(c=concept), text.format(c=anchor) if anchor else "")
+            (filled(text, concept), filled(text, anchor) if anchor else "")
             for text in TEMPLATES[kind]
         ]
     else:

@@ -22,12 +22,11 @@ from helpers.attention import (
     AttentionProcessor,
     concept_mask,
     cross_attentions,
-    find_tokens,
     processors,
 )
 from helpers.denoise import predict
 from helpers.diffusion import noised
-from helpers.images import concept_latents, retain_latents
+from helpers.images import caption_templates, concept_latents, retain_latents
 from helpers.parameters import Dense
 from helpers.seeds import STRIDE
 from helpers.training import Problem, Training, at_least
@@ -70,16 +69,21 @@ def chosen_layers(world: World, options: Options) -> list[str]:
 
 
 def token_columns(
-    world: World, prompts: list[str], owners: list[str], options: Options
-) -> list[list[int]]:
-    """For each prompt, the positions whose attention counts."""
+    world: World, prompts: list[str], owners: list[str], options: Options,
+    templates: list[str] | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """For each prompt, the positions whose attention counts.
+
+    templates: what the prompts were filled from, where only the name's own places count.
+    """
     columns = []
-    for prompt, owner in zip(prompts, owners, strict=True):
-        if options.variant == "code":
-            columns.append(find_tokens(world, [prompt], owner)[0][-1:])  # only the last token
-        else:
-            mask = concept_mask(world, [prompt], owner, end=options.end)[0]
-            columns.append(mask.nonzero().flatten().tolist())
+    for prompt, owner, form in zip(prompts, owners, templates or prompts, strict=True):
+        forms = templates and [form]
+        mask = concept_mask(world, [prompt], owner, end=options.end, templates=forms)[0]
+        if options.variant == "code":  # only the last token
+            mask = concept_mask(world, [prompt], owner, end=False, templates=forms)[0]
+            mask[: mask.nonzero().max()] = False
+        columns.append(mask.nonzero().flatten().tolist())
     return columns
 
 
@@ -90,7 +94,7 @@ def problem(
     layers = chosen_layers(world, options)
     increments = Dense(world, options.group, within=layers)
     latents, prompts, owners = concept_latents(world, concepts, options.images, seed)
-    columns = token_columns(world, prompts, owners, options)
+    columns = token_columns(world, prompts, owners, options, caption_templates(world, owners))
     rehearse = options.recon > 0 and options.recon_on == "retain"
     if rehearse:
         retain_x0, retain_prompts = retain_latents(world, concepts)

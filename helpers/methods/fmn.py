@@ -19,10 +19,10 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.attention import AttentionProcessor, concept_mask, processors
-from helpers.concepts import TEMPLATES
+from helpers.concepts import TEMPLATES, filled
 from helpers.denoise import predict
 from helpers.diffusion import noised, predict_x0, snr, to_latents
-from helpers.images import augmented, base_images, captions, folder_images
+from helpers.images import augmented, base_images, caption_templates, captions, own_images
 from helpers.inversion import invert, soft_tokens
 from helpers.parameters import Dense
 from helpers.seeds import training_seeds
@@ -95,22 +95,21 @@ class Pairs:
 
     images: Tensor  # (n, 2, 3, H, W)
     paired: Tensor  # (n,), 1 for a true pair
-    prompts: list[str]
-    owners: list[str]  # the concept of each prompt
+    templates: list[str]  # of each caption
+    owners: list[str]  # the concept of each caption
 
     def __add__(self, other: "Pairs") -> "Pairs":
         return Pairs(
             torch.cat([self.images, other.images]), torch.cat([self.paired, other.paired]),
-            [*self.prompts, *other.prompts], [*self.owners, *other.owners],
+            [*self.templates, *other.templates], [*self.owners, *other.owners],
         )  # fmt: skip
 
 
-def own_pairs(world: World, concepts: list[str], folder: str) -> Pairs:
-    """A folder's images for each concept, without counterparts."""
-    images = folder_images(folder, world.image_size)
-    own = images.repeat(len(concepts), 1, 1, 1)
-    prompts, owners = captions(world, concepts, len(images))
-    return Pairs(torch.stack([own, own], 1), torch.zeros(len(own)), prompts, owners)
+def own_pairs(world: World, concepts: list[str], images: str | dict[str, str]) -> Pairs:
+    """The user's own images of each concept, without counterparts."""
+    own, _, owners = own_images(world, concepts, images)
+    templates = caption_templates(world, owners)
+    return Pairs(torch.stack([own, own], 1), torch.zeros(len(own)), templates, owners)
 
 
 def sampled_pairs(
@@ -118,17 +117,19 @@ def sampled_pairs(
 ) -> Pairs:
     """The base's images of each concept, and the same with its attention set to zero."""
     prompts, owners = captions(world, concepts, count)
+    templates = caption_templates(world, owners)
     seeds = training_seeds(seed, len(prompts))
     images = others = base_images(world, prompts, seeds)
     if options.visual:
         end = options.hidden == "end"
         masks = [
-            concept_mask(world, [p], c, end=end)[0] for p, c in zip(prompts, owners, strict=True)
+            concept_mask(world, [filled(form, c)], c, end=end, templates=[form])[0]
+            for form, c in zip(templates, owners, strict=True)
         ]
         hide = [mask.nonzero()[:, 0].tolist() for mask in masks]
         others = base_images(world, prompts, seeds, hide=hide)  # x0_tilde
     paired = torch.full((len(images),), float(bool(options.visual)))
-    return Pairs(torch.stack([images, others], 1), paired, prompts, owners)
+    return Pairs(torch.stack([images, others], 1), paired, templates, owners)
 
 
 def training_pairs(world: World, concepts: list[str], options: Options, seed: int) -> Pairs:
@@ -150,7 +151,7 @@ def states_and_mask(
     (n, tokens), bool.
     """
     states: dict[int, Tensor] = {}
-    mask = torch.zeros(len(pairs.prompts), world.text_length, dtype=torch.bool)
+    mask = torch.zeros(len(pairs.owners), world.text_length, dtype=torch.bool)
     for concept in concepts:
         rows = [i for i, owner in enumerate(pairs.owners) if owner == concept]
         phrase_of = contextlib.nullcontext(concept)
@@ -162,10 +163,11 @@ def states_and_mask(
             )  # fmt: skip
             phrase_of = soft_tokens(world, soft)
         with phrase_of as phrase:
-            prompts = [pairs.prompts[i].replace(concept, phrase) for i in rows]
+            forms = [pairs.templates[i] for i in rows]
+            prompts = [filled(form, phrase) for form in forms]
             states |= dict(zip(rows, world.encode(prompts).float(), strict=True))
             end = options.variant == "code"
-            mask[rows] = concept_mask(world, prompts, phrase, end=end)
+            mask[rows] = concept_mask(world, prompts, phrase, end=end, templates=forms)
     return torch.stack([states[i] for i in range(len(states))]), mask
 
 

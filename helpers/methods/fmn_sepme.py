@@ -20,7 +20,7 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.attention import cross_attentions
-from helpers.concepts import BARE
+from helpers.concepts import BARE, check_template, filled
 from helpers.denoise import predict
 from helpers.diffusion import noised
 from helpers.images import concept_latents
@@ -49,11 +49,7 @@ class Options(Training):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, 1, "images")
-        if "{c}" not in self.template:
-            raise ValueError(
-                f"the template {self.template!r} does not hold {{c}}: "
-                "mark the place of the concept's name"
-            )
+        check_template(self.template)
 
 
 @contextlib.contextmanager
@@ -87,8 +83,8 @@ def problem(world: World, concepts: list[str], options: Options, seed: int) -> P
     """Cross-attention trained until its logits are those of the prompt without the concept."""
     increments = Dense(world, options.group)
     latents, _, owners = concept_latents(world, concepts, options.images, seed, templates=BARE)
-    states = world.encode([options.template.format(c=owner) for owner in owners])
-    without = world.encode([options.template.format(c="").strip()])
+    states = world.encode([filled(options.template, owner) for owner in owners])
+    without = world.encode([filled(options.template, "").strip()])
 
     def terms(step: int, generator: torch.Generator, stopped: frozenset) -> dict[str, Tensor]:
         pick = torch.randint(len(latents), (options.batch_size,), generator=generator)

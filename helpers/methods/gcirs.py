@@ -98,8 +98,11 @@ class Correlations:
 
     def __init__(self, world: World, concepts: list[str], options: Options, seed: int):
         self.world, self.concepts, self.options, self.seed = world, concepts, options, seed
-        latents = concept_latents(world, concepts, options.images, seed, templates=BARE)[0]
-        self.latents = dict(zip(concepts, latents.chunk(len(concepts)), strict=True))
+        found = concept_latents(world, concepts, options.images, seed, templates=BARE)
+        latents, _, owners = found
+        self.latents = {
+            c: latents[[i for i, owner in enumerate(owners) if owner == c]] for c in concepts
+        }
         *states, self.null = world.encode([*concepts, ""]).float()
         self.states = dict(zip(concepts, states, strict=True))
         self.fixed: dict[str, tuple[Tensor, Tensor, Tensor]] = {}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from helpers import losses
+from helpers.concepts import filled
 from helpers.edits import Edit
 from helpers.methods import gcirs, options_of, unlearn
 from helpers.nullspace import null_space_report
@@ -59,8 +60,7 @@ def protected_prompts(concepts: list[str], templates: tuple[str, ...] = ()) -> l
     """The prompts whose keys and values must not move: "", bare names, every template."""
     prompts = ["", *concepts]
     for template in templates:
-        of_each = [template.format(c=concept) for concept in concepts]
-        prompts += of_each if "{c}" in template else [template]
+        prompts += [filled(template, concept, whole=True) for concept in concepts]
     return list(dict.fromkeys(prompts))
 
 
