@@ -43,7 +43,7 @@ bench: $(VENV)/installed
 
 tables: export HF_HUB_OFFLINE = $(if $(filter paper,$(SCALE)),0,1)
 tables: $(VENV)/installed
-	$(BIN)/snakemake --profile workflow/profiles/local -j$(JOBS) --config scale=$(SCALE)
+	$(BIN)/snakemake --profile workflow/profiles/local -j'$(subst ','\'',$(JOBS))' --config 'scale=$(subst ','\'',$(SCALE))'
 
 clean:
 	rm -rf build

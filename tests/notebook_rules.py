@@ -9,22 +9,30 @@ import nbformat
 SETUP = """# Set-up, the same in every notebook: find the kit; on Colab, clone it, install the rest.
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-here = [Path.cwd(), *Path.cwd().parents]
+kit = importlib.util.find_spec("helpers")  # installed, or imported by a cell before
+installed = [Path(place).parent for place in (kit and kit.submodule_search_locations) or ()]
+cloned = sorted(p.resolve() for p in Path.cwd().glob("lethe*"))  # by this cell, earlier
+here = [Path.cwd(), *Path.cwd().parents, *cloned, *installed]
 root = next((p for p in here if (p / "helpers" / "worlds.py").exists()), None)
 if root is None:
     repository = os.environ.get("LETHE_REPOSITORY", "https://github.com/lethe-course/lethe")
-    subprocess.run(["git", "clone", "--depth", "1", repository, "lethe"], check=True)
+    if shutil.which("git") is None:
+        raise RuntimeError(f"git is not here: unpack {repository} as the folder lethe beside this")
     root = Path("lethe").resolve()
+    if root.exists():  # half a clone, or something of yours: it stays
+        root = root.with_name(f"lethe-{len(cloned) + 1}")
+    subprocess.run(["git", "clone", "--depth", "1", repository, str(root)], check=True)
 needed = ("diffusers", "transformers", "lpips")
 missing = [name for name in needed if importlib.util.find_spec(name) is None]
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 os.chdir(root)
-sys.path.insert(0, str(root))"""
+sys.path[:] = [str(root), *(place for place in sys.path if place != str(root))]"""
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(home|root|tmp|work|Users|usr/local|opt)/[\w.-]+")
 
 
