@@ -29,7 +29,7 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
 
     ValueError for a phrase without tokens, or a prompt without the phrase.
     """
-    wanted = _ids(world, phrase)
+    wanted = world.word_ids(phrase)
     if not wanted:
         raise ValueError(f"the phrase {phrase!r} has no tokens: give a word of the prompt")
     found = []
@@ -44,11 +44,6 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
     return found
 
 
-def _ids(world, text: str) -> list[int]:
-    """A text's tokens as they stand in a prompt: an embedding of several vectors has several."""
-    return world.pipe.tokenizer(world.written([text])[0], add_special_tokens=False).input_ids
-
-
 def name_tokens(world, template: str, name: str) -> list[int]:
     """Positions of a name's tokens in the filled template, only where the template puts the name.
 
@@ -58,7 +53,7 @@ def name_tokens(world, template: str, name: str) -> list[int]:
     everywhere = find_tokens(world, [filled(template, name)], name)[0]
     parts = template.split("{c}")
     before = [name.join(parts[:k]) for k in range(1, len(parts))]  # the text to the left of each
-    starts, n = [1 + len(_ids(world, text)) for text in before], len(_ids(world, name))
+    starts, n = [1 + len(world.word_ids(text)) for text in before], len(world.word_ids(name))
     places = [start + i for start in starts for i in range(n)]
     return places if set(places) <= set(everywhere) else everywhere
 
@@ -90,7 +85,7 @@ def concept_mask(
 def token_roles(world, prompt: str) -> list[str]:
     """What is at each position: 'BOS', the prompt's tokens, 'EOS', then 'padding' (EOS again)."""
     tokenizer = world.pipe.tokenizer
-    length = len(_ids(world, prompt))
+    length = len(world.word_ids(prompt))
     words = tokenizer.convert_ids_to_tokens(world.token_ids([prompt])[0, 1 : 1 + length].tolist())
     words = [word.replace("</w>", "") for word in words]
     return ["BOS", *words, "EOS", *["padding"] * (world.text_length - length - 2)]

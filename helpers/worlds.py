@@ -169,6 +169,11 @@ class World:
             return self.pipe.maybe_convert_prompt(prompts, tokenizer)
         return prompts
 
+    def word_ids(self, text: str) -> list[int]:
+        """A text's tokens as they stand in a prompt, without BOS and EOS."""
+        written = self.written([text])[0]  # an embedding of several vectors has several tokens
+        return self.pipe.tokenizer(written, add_special_tokens=False).input_ids
+
     def token_ids(self, prompts: list[str]) -> Tensor:
         """Ids as sampling feeds them, padded to the full length: (n, tokens).
 
