@@ -2,13 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from helpers.concepts import filled
+from helpers.options import NOT_EMPTY, Finite, typed
 
 EXECUTION_ORDER = ("down_blocks", "mid_block", "up_blocks")
 
@@ -24,6 +25,7 @@ def cross_attentions(unet: UNet2DConditionModel) -> dict[str, torch.nn.Module]:
     )
 
 
+@typed(prompts=NOT_EMPTY)
 def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
     """Positions of ``phrase``'s tokens in each prompt, every occurrence.
 
@@ -38,7 +40,7 @@ def find_tokens(world, prompts: list[str], phrase: str) -> list[list[int]]:
         if not starts:
             raise ValueError(
                 f"the prompt {prompt!r} does not hold {phrase!r}: "
-                "its tokens must appear in it, in order"
+                "give a phrase whose tokens appear in it, in order"
             )
         found.append(sorted({i + k for i in starts for k in range(len(wanted))}))
     return found
@@ -58,6 +60,7 @@ def name_tokens(world, template: str, name: str) -> list[int]:
     return places if set(places) <= set(everywhere) else everywhere
 
 
+@typed(prompts=NOT_EMPTY, same_rows="prompts templates")
 def concept_mask(
     world, prompts: list[str], phrase: str, *, end: bool, templates: list[str] | None = None
 ) -> Tensor:
@@ -82,6 +85,7 @@ def concept_mask(
     return mask
 
 
+@typed
 def token_roles(world, prompt: str) -> list[str]:
     """What is at each position: 'BOS', the prompt's tokens, 'EOS', then 'padding' (EOS again)."""
     tokenizer = world.pipe.tokenizer
@@ -123,8 +127,11 @@ class AttentionProcessor:
         return attn.to_out[1](attn.to_out[0](out))
 
 
+@typed
 @contextlib.contextmanager
-def processors(unet: UNet2DConditionModel, make, layers: list[str] | None = None) -> Iterator[None]:
+def processors(
+    unet: UNet2DConditionModel, make: Callable, layers: list[str] | None = None
+) -> Iterator[None]:
     """Use ``make(name)`` as the processor of cross-attention layers inside a ``with`` block.
 
     layers: names, default all. ValueError for a layer that does not exist or an empty selection.
@@ -158,6 +165,7 @@ def processors(unet: UNet2DConditionModel, make, layers: list[str] | None = None
             known[name].set_processor(processor)
 
 
+@typed
 @contextlib.contextmanager
 def record(
     unet: UNet2DConditionModel, *, layers: list[str] | None = None, columns: list[int] | None = None
@@ -171,7 +179,7 @@ def record(
     """
     chosen = list(cross_attentions(unet)) if layers is None else list(layers)
     if columns is not None and len(columns) == 0:
-        raise ValueError("the list of token columns is empty: name at least one position")
+        raise ValueError("columns is empty: give at least one position of a token")
     maps: dict[str, list[Tensor]] = {name: [] for name in chosen}
 
     def recorder(name: str):
@@ -183,6 +191,7 @@ def record(
         yield maps
 
 
+@typed(A=Finite(4))
 def token_maps(A: Tensor) -> Tensor:
     """Probabilities as square maps, averaged over heads.
 
@@ -197,6 +206,7 @@ def token_maps(A: Tensor) -> Tensor:
     return A.mean(1).transpose(1, 2).unflatten(-1, (side, side))
 
 
+@typed
 @contextlib.contextmanager
 def zeroed(
     world, columns: list[list[int]], *, guided: bool, layers: list[str] | None = None
@@ -211,7 +221,7 @@ def zeroed(
     """
     if not columns or not all(columns):
         raise ValueError(
-            f"nothing to hide in {columns}: give at least one token position for each prompt"
+            f"nothing to hide, columns is {columns}: give a token's position for each prompt"
         )
     weight = torch.ones(len(columns), world.text_length)
     for row, positions in zip(weight, columns, strict=True):

@@ -5,9 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from helpers.options import FINITE, Positive, typed
 
+
+@typed(states=FINITE)
 def derived_states(
-    states: Tensor, matrices: Iterable[tuple[Tensor, Tensor]], *, gamma: float = 1e-3
+    states: Tensor, matrices: Iterable[tuple[Tensor, Tensor]], *, gamma: Positive = 1e-3
 ) -> Tensor:
     """Text states that give the edited matrices what the base's gave for ``states``.
 
@@ -19,15 +22,16 @@ def derived_states(
     hard objects, 0.1 for easy ones). ValueError for gamma <= 0. Source: RECE, its derivation of
     the target embedding.
     """
-    if gamma <= 0:
-        raise ValueError(
-            f"gamma is {gamma}: give a positive number, "
-            "or the equations may have no unique solution"
-        )
     c = states.double().cpu()
     gram = gamma * torch.eye(c.shape[-1], dtype=torch.float64)
     cross = torch.zeros_like(gram)
     for W, W_new in matrices:
+        if W.shape != W_new.shape or W.ndim != 2 or W.shape[1] != c.shape[-1]:
+            raise ValueError(
+                f"matrices of shapes {tuple(W.shape)} and {tuple(W_new.shape)}: "
+                f"give pairs of one shape (out, {c.shape[-1]}), the width of the states"
+            )
+        W, W_new = W.double(), W_new.double()
         gram += W_new.T @ W_new
         cross += W_new.T @ W
     return (c @ torch.linalg.solve(gram, cross).T).float()

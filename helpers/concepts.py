@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from helpers.identity import verify_manifest
+from helpers.options import check_template
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -39,21 +40,6 @@ def object_names(*, people: bool | None = None) -> list[str]:
     """Names of objects and people in the table's order; ``people`` True or False: only those."""
     rows = object_table()
     return [r["name"] for r in rows if people is None or (r["category"] == "person") == people]
-
-
-def check_template(template: str, *, whole: bool = False) -> str:
-    """The template as it is, once it is seen to mark the concept's place by {c} and no other way.
-
-    whole: a prompt without any place is accepted too. ValueError for what is no text, a missing
-    {c}, or braces that mean nothing.
-    """
-    if not isinstance(template, str):
-        raise ValueError(f"the template is {template!r}: want text such as 'a picture of a {{c}}'")
-    if "{c}" not in template and not whole:
-        raise ValueError(f"the template {template!r} lacks {{c}}, which marks the name's place")
-    if set("{}") & set(template.replace("{c}", "")):
-        raise ValueError(f"the template {template!r} has braces beside {{c}}: take them out")
-    return template
 
 
 def filled(template: str, concept: str, *, whole: bool = False) -> str:

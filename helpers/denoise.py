@@ -7,11 +7,11 @@ from here on: ``predict`` converts its output, once, and everything else sees ep
 
 import contextlib
 import itertools
-import math
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import diffusers
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from helpers.diffusion import coefficient, ddim_step, guide, noise_of_velocity
+from helpers.options import WHOLE, Count, Dims, OneOf, check_options, typed
 from helpers.undo import undoing
 
 
@@ -43,28 +44,13 @@ SAMPLERS: dict[str, Callable] = {  # name -> the scheduler of a world's noise sc
 class Sampling:
     """How images are sampled; a world has a default of its own (``world.sampling``)."""
 
-    steps: int = 12
+    steps: Count = 12
     guidance: float = 5.0  # 1: the plain conditional model
-    sampler: str = "dpm++"  # DPM-Solver++ 2M; see ``SAMPLERS``
-    batch_size: int | None = None  # images at once; None: 16 on a CPU, 32 on a GPU
+    sampler: Annotated[str, OneOf(SAMPLERS)] = "dpm++"  # DPM-Solver++ 2M; see ``SAMPLERS``
+    batch_size: Count | None = None  # images at once; None: 16 on a CPU, 32 on a GPU
 
     def __post_init__(self):
-        if not isinstance(self.sampler, str) or self.sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {self.sampler!r}: choose from {', '.join(SAMPLERS)}")
-        for name in ("steps", "batch_size"):
-            value = getattr(self, name)
-            if value is None and name == "batch_size":
-                continue
-            if not is_whole(value) or value < 1:
-                raise ValueError(f"{name} is {value!r}: give a whole number, at least 1")
-            object.__setattr__(self, name, int(value))  # a NumPy number is no JSON
-        try:
-            guidance = math.nan if isinstance(self.guidance, bool | str) else float(self.guidance)
-        except (TypeError, ValueError):
-            guidance = math.nan
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance is {self.guidance!r}: give a number, 1 for the plain model")
-        object.__setattr__(self, "guidance", guidance)
+        check_options(self)
 
     def scheduler(self, world):
         """A fresh diffusers scheduler for the world's noise schedule, its timesteps set.
@@ -182,6 +168,7 @@ def split_name(network: torch.nn.Module, name: str) -> tuple[torch.nn.Module, st
     return network.get_submodule(owner), leaf
 
 
+@typed(x_t=Dims(4), t=Dims(0, 1), states=Dims(3), same_rows="x_t t states")
 def predict(world, delta: dict[str, Tensor], x_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
     """eps_{theta + delta}(x_t, c, t): the noise that the UNet with the increments predicts.
 
@@ -191,6 +178,10 @@ def predict(world, delta: dict[str, Tensor], x_t: Tensor, t: Tensor, states: Ten
     """
     with world.lock:
         unet = world.unet
+        if x_t.shape[1] != unet.config.in_channels:
+            raise ValueError(
+                f"x_t has shape {tuple(x_t.shape)}: give {unet.config.in_channels} channels"
+            )
         weights = merged(unet, of_part(delta, "unet"))
         inputs = (x_t.to(unet.dtype), t, states.to(unet.dtype))
         output = called(unet, weights, inputs).sample.float()
@@ -358,10 +349,11 @@ def end_of(steps: Iterator[tuple]) -> Tensor:
     return deque(steps, maxlen=1).pop()[1]
 
 
+@typed(x_T=Dims(4), until=WHOLE, states=Dims(3), null=Dims(3), same_rows="x_T until states")
 @torch.no_grad()
 def rollout(
     world, delta: dict[str, Tensor], x_T: Tensor, until: Tensor, states: Tensor, null: Tensor, *,
-    steps: int, guidance: float,
+    steps: Count, guidance: float,
 ) -> Tensor:  # fmt: skip
     """x_t for each row's own t, sampled from noise by guided DDIM with the model theta + delta.
 

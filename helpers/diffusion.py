@@ -7,9 +7,16 @@ of it. The letter x stands for images and for latents: no function here needs to
 import torch
 from torch import Tensor
 
+from helpers.options import FINITE, ONE_EACH, WHOLE, Above, Between, Dims, Rule, typed
 from helpers.reader import checked_images
 
+SHARES = Between(0, 1)
+SCHEDULE = Rule("(T,), from 0 to 1", lambda a: a.ndim == 1 and len(a) > 0 and SHARES.holds(a))
+LEVEL = Rule("more than 0, and 1 at most", lambda a: (a > 0) & (a <= 1))
+BATCH = Rule("with a dimension for the batch, not empty", lambda x: x.ndim > 0 and x.numel() > 0)
 
+
+@typed(alpha_bar=SCHEDULE, t=WHOLE, like=BATCH)
 def coefficient(alpha_bar: Tensor, t: Tensor | int, like: Tensor) -> Tensor:
     """The schedule's value at each timestep, shaped so that it multiplies a batch.
 
@@ -19,10 +26,12 @@ def coefficient(alpha_bar: Tensor, t: Tensor | int, like: Tensor) -> Tensor:
     """
     t = torch.as_tensor(t, device=alpha_bar.device)
     if t.min() < 0 or t.max() >= len(alpha_bar):
-        raise ValueError(f"timesteps run from 0 to {len(alpha_bar) - 1}, and t is {t.tolist()}")
+        last = len(alpha_bar) - 1
+        raise ValueError(f"t is {t.tolist()}: give timesteps from 0 to {last}")
     return alpha_bar[t].to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
+@typed(same_shape="x_0 noise", same_rows="x_0 t", alpha_bar=SCHEDULE, t=WHOLE, x_0=BATCH)
 def add_noise(x_0: Tensor, noise: Tensor, t: Tensor | int, alpha_bar: Tensor) -> Tensor:
     """The forward process in one jump, from the clean image to timestep t.
 
@@ -36,6 +45,7 @@ def add_noise(x_0: Tensor, noise: Tensor, t: Tensor | int, alpha_bar: Tensor) ->
     return (a.sqrt() * x_0 + (1 - a).sqrt() * noise).to(x_0.dtype)
 
 
+@typed(alpha_bar=SCHEDULE, x_0=FINITE)
 def noised(
     x_0: Tensor, alpha_bar: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,6 +59,7 @@ def noised(
     return add_noise(x_0, noise, t, alpha_bar), t, noise
 
 
+@typed(same_shape="x_t eps", same_rows="x_t t", alpha_bar=SCHEDULE, t=WHOLE, x_t=BATCH)
 def predict_x0(x_t: Tensor, eps: Tensor, t: Tensor | int, alpha_bar: Tensor) -> Tensor:
     """The clean image that a noise prediction implies: ``add_noise`` solved for x_0.
 
@@ -61,7 +72,8 @@ def predict_x0(x_t: Tensor, eps: Tensor, t: Tensor | int, alpha_bar: Tensor) -> 
     return ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).to(x_t.dtype)
 
 
-def noise_of_velocity(v: Tensor, x_t: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
+@typed(same_shape="v x_t", same_rows="v t", alpha_bar=SCHEDULE, t=ONE_EACH, v=BATCH)
+def noise_of_velocity(v: Tensor, x_t: Tensor, t: Tensor | int | float, alpha_bar: Tensor) -> Tensor:
     """The noise prediction that a velocity prediction implies.
 
     eps = sqrt(alpha_bar_t) v + sqrt(1 - alpha_bar_t) x_t,
@@ -80,6 +92,7 @@ def noise_of_velocity(v: Tensor, x_t: Tensor, t: Tensor, alpha_bar: Tensor) -> T
     return (a.sqrt() * v + (1 - a).sqrt() * x_t).to(v.dtype)
 
 
+@typed(alpha_bar=Rule("between 0 and 1, both left out", lambda a: (a > 0) & (a < 1)))
 def snr(alpha_bar: Tensor) -> Tensor:
     """Signal-to-noise ratio: the variance of the image's part of x_t over that of the noise's part.
 
@@ -91,6 +104,7 @@ def snr(alpha_bar: Tensor) -> Tensor:
     return alpha_bar / (1 - alpha_bar)
 
 
+@typed(same_shape="x_t eps", alpha_bar_t=LEVEL, alpha_bar_prev=LEVEL)
 def ddim_step(
     x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor | float, alpha_bar_prev: Tensor | float
 ) -> Tensor:
@@ -106,6 +120,7 @@ def ddim_step(
     return alpha_bar_prev**0.5 * x_0 + (1 - alpha_bar_prev) ** 0.5 * eps
 
 
+@typed(same_shape="x_t eps noise", alpha_bar_t=LEVEL, alpha_bar_prev=LEVEL)
 def ddpm_step(
     x_t: Tensor, eps: Tensor, alpha_bar_t: Tensor | float, alpha_bar_prev: Tensor | float,
     noise: Tensor | None = None,
@@ -129,6 +144,7 @@ def ddpm_step(
     return mean + variance**0.5 * z
 
 
+@typed(same_shape="x_t eps noise", alpha_bar_t=LEVEL, alpha_bar_prev=LEVEL, eta=SHARES)
 def eta_step(
     x_t: Tensor, eps: Tensor, alpha_bar_t: float, alpha_bar_prev: float, eta: float,
     noise: Tensor | None = None,
@@ -151,6 +167,7 @@ def eta_step(
     )
 
 
+@typed(same_shape="eps_null eps_c")
 def guide(eps_null: Tensor, eps_c: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: go from the unconditional prediction to the prompt's, and beyond.
 
@@ -163,6 +180,7 @@ def guide(eps_null: Tensor, eps_c: Tensor, guidance: float) -> Tensor:
     return eps_null + guidance * (eps_c - eps_null)
 
 
+@typed(same_shape="eps_null eps_c eps_concept")
 def steer_away(
     eps_null: Tensor, eps_c: Tensor, eps_concept: Tensor, guidance: float, strength: float
 ) -> Tensor:
@@ -177,6 +195,7 @@ def steer_away(
     return eps_null + guidance * (eps_c - eps_null) - strength * (eps_concept - eps_null)
 
 
+@typed
 @torch.no_grad()
 def to_latents(world, images: Tensor) -> Tensor:
     """Encode images: the mean of the VAE's posterior, scaled as the UNet expects it.
@@ -194,6 +213,7 @@ def to_latents(world, images: Tensor) -> Tensor:
     return torch.cat(latents)
 
 
+@typed(latents=Dims(4))
 @torch.no_grad()
 def to_images(world, latents: Tensor) -> Tensor:
     """Decode latents: the inverse of ``to_latents``, up to the VAE's own error.
@@ -207,6 +227,7 @@ def to_images(world, latents: Tensor) -> Tensor:
     return (decoded / 2 + 0.5).clamp(0, 1).float().cpu()
 
 
+@typed(x=Dims(2), means=Dims(2), alpha_bar_t=LEVEL, std=Above(0))
 def mixture_score(x: Tensor, alpha_bar_t: Tensor | float, means: Tensor, std: float) -> Tensor:
     """The exact score of a noised mixture of round Gaussians: where log p_t grows fastest.
 
@@ -222,6 +243,7 @@ def mixture_score(x: Tensor, alpha_bar_t: Tensor | float, means: Tensor, std: fl
     return (share[..., None] * towards).sum(1) / v
 
 
+@typed(same_shape="x score noise")
 def reverse_step(
     x: Tensor, score: Tensor, h: Tensor | float, noise: Tensor | None = None
 ) -> Tensor:

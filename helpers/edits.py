@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -18,6 +18,7 @@ from helpers.checked import load_tensors, save_tensors
 from helpers.files import shown
 from helpers.guards import Guard, guard_from
 from helpers.identity import plain
+from helpers.options import Count, File, in_words, typed
 
 FORMAT = "lethe-edit-3"  # with a digest of tensors and metadata
 OLDER, FIRST_FORMAT = "lethe-edit-2", "lethe-edit-1"  # without: read, as before
@@ -54,9 +55,13 @@ class Edit:
     def _require_sound(self) -> None:
         """ValueError for tensors that no file could give back: not fp32, or not finite."""
         matrices = [m for a in self.adapters for side in (a.down, a.up) for m in side.items()]
+        if not isinstance(self.delta, Mapping):
+            raise ValueError(f"delta is {in_words(self.delta)}: give increments by parameter name")
         for name, value in [*self.delta.items(), *matrices]:
             if not isinstance(value, Tensor):
-                raise ValueError(f"the increment of {name} is {value!r}: give a tensor of float32")
+                raise ValueError(
+                    f"the increment of {name} is {in_words(value)}: give a tensor of float32"
+                )
             if value.dtype != torch.float32:
                 raise ValueError(
                     f"the increment of {name} is {value.dtype}: increments are kept in float32"
@@ -187,14 +192,15 @@ class Edit:
         return -1.0 * self
 
     @staticmethod
+    @typed
     def sum(edits: Iterable["Edit"]) -> "Edit | None":
         """The sum of edits; None, which stands for the base, for none."""
-        edits = list(edits)
         return functools.reduce(operator.add, edits) if edits else None
 
     # --- files
 
-    def save(self, path: str | Path) -> Path:
+    @typed
+    def save(self, path: File) -> Path:
         """Write increments, adapters, guards, parts, history and meta to one safetensors file.
 
         The file is whole or absent, and has a digest of all that it holds. Paths and NumPy's
@@ -208,7 +214,8 @@ class Edit:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Edit":
+    @typed
+    def load(cls, path: File) -> "Edit":
         """Read what ``save`` wrote, in this format or an older one.
 
         FileNotFoundError, or ValueError names a file that is cut short, damaged, or of another
@@ -233,11 +240,13 @@ class Edit:
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{shown(path)} cannot be read: {error}; {REMEDY}") from error
 
-    def export(self, world, folder: str | Path) -> Path:
+    @typed
+    def export(self, world, folder: File) -> Path:
         """The edited world as a pipeline folder for plain diffusers: see ``export.export``."""
         return export.export(self, world, folder)
 
-    def export_lora(self, path: str | Path, *, rank: int | None = None) -> Path:
+    @typed
+    def export_lora(self, path: File, *, rank: Count | None = None) -> Path:
         """The edit as a LoRA file for ``pipe.load_lora_weights``: see ``export.export_lora``."""
         return export.export_lora(self, path, rank=rank)
 
@@ -273,7 +282,7 @@ def number(factor) -> float:
     if isinstance(factor, Tensor) and factor.ndim == 0:
         factor = factor.item()
     if not isinstance(factor, Real) or not math.isfinite(factor):
-        raise ValueError(f"an edit is multiplied by a finite number, not by {factor!r}")
+        raise ValueError(f"the factor of an edit is {in_words(factor)}: give a finite number")
     return float(factor)
 
 

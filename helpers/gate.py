@@ -119,7 +119,7 @@ def source_of(name: str | Path) -> tuple[Path | str, str | None]:
     file, and for a name that is neither.
     """
     if not isinstance(name, str | Path) or not str(name).strip():
-        raise ValueError(f"the world is {name!r}: give 'emoji', 'sd14', a hub id, or a folder")
+        raise ValueError(f"the world is {name!r:.80}: give 'emoji', 'sd14', a hub id, or a folder")
     if name == "emoji":
         return EMOJI, None
     if name in HUB:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from helpers.denoise import predict
+from helpers.options import check_options, made
 
 GUARDS: dict[str, type["Guard"]] = {}  # files name a guard, they hold no code
 
@@ -14,12 +15,16 @@ GUARDS: dict[str, type["Guard"]] = {}  # files name a guard, they hold no code
 class Guard:
     """A wrapper of the denoiser; each method's default leaves sampling as it is.
 
-    A subclass is a frozen dataclass of options that JSON can hold; defining it registers its name.
+    A subclass is a frozen dataclass of options that JSON can hold, checked by their annotations;
+    defining it registers its name.
     """
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         GUARDS[cls.__name__] = cls
+
+    def __post_init__(self):
+        check_options(self)
 
     def states(self, world, prompts: list[str] | None, states: Tensor) -> Tensor:
         """Text states (b, tokens, width) to sample from."""
@@ -41,11 +46,15 @@ class Guard:
 
 
 def guard_from(description: dict) -> Guard:
-    """The inverse of ``Guard.described``. ValueError for a guard that is not registered."""
-    name = description.get("name")
-    if name not in GUARDS:
+    """The inverse of ``Guard.described``. ValueError for a guard that is not registered, or for
+    options that it does not take."""
+    given = description if isinstance(description, dict) else {}
+    name, options = given.get("name"), given.get("options")
+    if not isinstance(name, str) or name not in GUARDS:
         raise ValueError(f"unknown guard {name!r}: choose from {', '.join(GUARDS)}")
-    return GUARDS[name](**description["options"])
+    if not isinstance(options, dict):
+        raise ValueError(f"the options of {name} are {options!r}: give a dict of its fields")
+    return made(GUARDS[name], options, name)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from helpers.concepts import TEMPLATES, filled
 from helpers.diffusion import to_latents
 from helpers.files import shown
 from helpers.identity import value_digest
+from helpers.options import NOT_EMPTY, Above, Count, Images, Rule, Seed, Share, Whole, typed
 from helpers.provenance import drawing_key
 from helpers.reader import checked_images, concept_folders, folder_images, plain_name
 from helpers.sampling import checked, sample, sampling_of
-from helpers.seeds import retain_seeds, training_seeds
+from helpers.seeds import folded, retain_seeds, training_seeds
 from helpers.worlds import World
 
 CACHE = Path(
@@ -104,8 +106,9 @@ def cache_folder() -> Path:
     return CACHE if CACHE.is_dir() and os.access(CACHE, os.W_OK) else _writable(CACHE)
 
 
+@typed
 def base_images(
-    world: World, prompts: list[str], seeds: list[int], *, hide: list[list[int]] | None = None,
+    world: World, prompts: list[str], seeds: list[Seed], *, hide: list[list[int]] | None = None,
     progress: bool = False, **sampling,
 ) -> Tensor:  # fmt: skip
     """What the base model samples, kept on disk under a name that depends on all that makes it.
@@ -145,8 +148,9 @@ def caption_templates(world: World, owners: list[str], templates: dict = TEMPLAT
     return [next(turn[owner]) for owner in owners]
 
 
+@typed
 def captions(
-    world: World, concepts: list[str], count: int | dict[str, int], templates: dict = TEMPLATES
+    world: World, concepts: list[str], count: Whole | dict[str, Whole], templates: dict = TEMPLATES
 ) -> tuple[list[str], list[str]]:
     """``count`` captions for each concept, the templates of its kind in turn, and their concepts.
 
@@ -154,6 +158,9 @@ def captions(
     it holds.
     """
     each = count if isinstance(count, dict) else dict.fromkeys(concepts, count)
+    lacking = [concept for concept in concepts if concept not in each]
+    if lacking:
+        raise ValueError(f"count is {each}: give a number for {', '.join(lacking)} too")
     owners = [concept for concept in concepts for _ in range(each[concept])]
     forms = caption_templates(world, owners, templates)
     return [filled(*pair) for pair in zip(forms, owners, strict=True)], owners
@@ -172,8 +179,9 @@ def own_images(
     return torch.cat(list(pixels.values())), *captions(world, concepts, counts, templates)
 
 
+@typed(concepts=NOT_EMPTY)
 def concept_latents(
-    world: World, concepts: list[str], images: str | int | dict[str, str], seed: int, *,
+    world: World, concepts: list[str], images: Images, seed: Seed, *,
     templates: dict = TEMPLATES,
 ) -> tuple[Tensor, list[str], list[str]]:  # fmt: skip
     """Training latents of concepts: (n, c, h, w) fp32, their captions, and each caption's concept.
@@ -189,7 +197,10 @@ def concept_latents(
     return to_latents(world, pixels).float(), prompts, owners
 
 
-def retain_latents(world: World, without: list[str], *, each: int = 1) -> tuple[Tensor, list[str]]:
+@typed
+def retain_latents(
+    world: World, without: list[str], *, each: Count = 1
+) -> tuple[Tensor, list[str]]:
     """The retain set: latents (n, c, h, w) of all concepts but those ``without``, and their names.
 
     Sampled by the base model once for all concepts and kept on disk: methods and concepts share it.
@@ -200,9 +211,10 @@ def retain_latents(world: World, without: list[str], *, each: int = 1) -> tuple[
     return to_latents(world, pixels[rows]).float(), [names[i] for i in rows]
 
 
+@typed(images=Rule("with 4 dimensions or more, not empty", lambda x: x.ndim > 3))
 def augmented(
-    images: Tensor, copies: int, *, flip: bool = True, crop: float = 0.8, colour: float = 0.1,
-    seed: int = 0,
+    images: Tensor, copies: Count, *, flip: bool = True, crop: Annotated[Share, Above(0)] = 0.8,
+    colour: Share = 0.1, seed: Seed = 0,
 ) -> Tensor:  # fmt: skip
     """New views: mirrored or not, cropped to a random square and resized back, colours shifted.
 
@@ -212,8 +224,6 @@ def augmented(
     originals not among them. ValueError for fewer than one copy.
     """
     checked_images(images.flatten(0, -4))
-    if copies < 1:
-        raise ValueError(f"copies is {copies}: give at least 1, or leave the images as they are")
     change = v2.Compose(
         [
             v2.RandomHorizontalFlip(0.5 if flip else 0.0),
@@ -222,10 +232,11 @@ def augmented(
         ]
     )
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        torch.manual_seed(seed)
+        torch.manual_seed(folded(seed))
         return torch.stack([change(row) for _ in range(copies) for row in images]).clamp(0, 1)
 
 
+@typed
 def photographs(person: str, datasets: tuple[str, ...] = FACES) -> Path:
     """The folder of one person's photographs, fetched by kagglehub: for a method's ``images=``.
 

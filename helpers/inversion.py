@@ -15,11 +15,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers import losses
-from helpers.concepts import check_template, filled
+from helpers.concepts import filled
 from helpers.denoise import encode, predict
 from helpers.diffusion import noised, to_latents
+from helpers.options import (
+    Count,
+    Dims,
+    Pictures,
+    Positive,
+    Seed,
+    Share,
+    Template,
+    Whole,
+    made,
+    typed,
+)
 from helpers.reader import checked_images
-from helpers.training import Problem, Training, at_least, run
+from helpers.seeds import generator_of
+from helpers.training import Problem, Training, run
 from helpers.worlds import World
 
 
@@ -27,21 +40,17 @@ from helpers.worlds import World
 class Inversion(Training):
     """How soft tokens are found, each default with its reason."""
 
-    tokens: int = 1
+    tokens: Count = 1
     start: str | None = "picture"  # words to start from, neutral by default; None: random rows
-    template: str = "a picture of a {c}"  # the prompt, {c} where the tokens stand
-    norm_pull: float = 0.1  # share of the way to the usual norm, after each step; the release's
-    steps: int = 60  # the release takes 500 of one image
-    lr: float = 1e-2  # the release's 1e-3, for a shorter run
-    batch_size: int = 4
+    template: Template = "a picture of a {c}"  # the prompt, {c} where the tokens stand
+    norm_pull: Share = 0.1  # share of the way to the usual norm, after each step; the release's
+    steps: Whole = 60  # the release takes 500 of one image
+    lr: Positive = 1e-2  # the release's 1e-3, for a shorter run
+    batch_size: Count = 4
     decay: Literal["constant", "cosine"] = "constant"
 
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, 1, "tokens")
-        check_template(self.template)
 
-
+@typed
 @contextlib.contextmanager
 def soft_tokens(world: World, embeddings: Tensor) -> Iterator[str]:
     """Let prompts hold soft tokens inside a ``with`` block.
@@ -79,27 +88,30 @@ def soft_tokens(world: World, embeddings: Tensor) -> Iterator[str]:
         handle.remove()
 
 
-def first_guess(world: World, tokens: int, start: str | None, seed: int) -> Tensor:
+@typed
+def first_guess(world: World, tokens: Count, start: str | None, seed: Seed) -> Tensor:
     """Where an inversion starts: the rows of the words ``start``, then random ones of usual norm.
 
     Returns (tokens, width), fp32.
     Source: Forget-Me-Not's release: its four tokens start at a name and two random rows.
     """
     table = world.pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
-    noise = torch.randn(tokens, table.shape[1], generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(tokens, table.shape[1], generator=generator_of(seed))
     guess = F.normalize(noise, dim=1) * usual_norm(world)
     ids = world.pipe.tokenizer(start, add_special_tokens=False).input_ids[:tokens] if start else []
     guess[: len(ids)] = table[ids]
     return guess
 
 
+@typed
 def usual_norm(world: World) -> float:
     """The mean norm of the embedding layer's rows: about 0.4 in Stable Diffusion 1.x."""
     table = world.pipe.text_encoder.get_input_embeddings().weight
     return table.detach().float().norm(dim=1).mean().item()
 
 
-def pulled_to_norm(embeddings: Tensor, norm: float, pull: float) -> Tensor:
+@typed(embeddings=Dims(2))
+def pulled_to_norm(embeddings: Tensor, norm: Positive, pull: Share) -> Tensor:
     """Norm control: each row's norm moves a share of the way to ``norm``, its direction stays.
 
     v <- v / |v| * (|v| + pull * (norm - |v|))
@@ -111,8 +123,9 @@ def pulled_to_norm(embeddings: Tensor, norm: float, pull: float) -> Tensor:
     return F.normalize(embeddings, dim=1) * (length + pull * (norm - length))
 
 
+@typed
 def invert(
-    world: World, images: Tensor, *, edit=None, seed: int = 0, progress: bool = True, **options
+    world: World, images: Pictures, *, edit=None, seed: Seed = 0, progress: bool = True, **options
 ) -> tuple[Tensor, list[dict]]:
     """Find the soft tokens under which the model denoises reference images best.
 
@@ -126,7 +139,7 @@ def invert(
     ValueError for no image, images of another size, no token, or a template without {c}.
     Source: Gal et al., An image is worth one word, Eq. 2; norm control: Forget-Me-Not's release.
     """
-    chosen = Inversion(**options)
+    chosen = made(Inversion, options, "invert")
     checked_images(images, "reference images", size=world.image_size)
     latents, norm = to_latents(world, images).float(), usual_norm(world)
     soft = first_guess(world, chosen.tokens, chosen.start, seed)

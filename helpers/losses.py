@@ -8,7 +8,18 @@ its own loss, and the mean is taken.
 import torch
 from torch import Tensor
 
+from helpers.options import NOT_EMPTY, Dims, Rule, typed
 
+
+def are_maps(maps: list[Tensor]) -> bool:
+    """Whether a list holds maps of one batch, (b, heads, pixels, n) each."""
+    return all(A.ndim == 4 for A in maps) and len({len(A) for A in maps}) <= 1
+
+
+MAPS = Rule("(b, heads, pixels, n) each, all of one batch", are_maps)
+
+
+@typed(maps=MAPS)
 def flat_maps(maps: list[Tensor]) -> list[Tensor]:
     """Each layer's maps flattened for each image and head: (b, heads, pixels * n).
 
@@ -22,6 +33,7 @@ def flat_maps(maps: list[Tensor]) -> list[Tensor]:
     return [A.flatten(2) for A in maps]
 
 
+@typed(maps=MAPS)
 def resteering(maps: list[Tensor], *, variant: str = "paper") -> Tensor:
     """Attention re-steering: the norm of all attention that the concept's tokens get.
 
@@ -41,6 +53,7 @@ def resteering(maps: list[Tensor], *, variant: str = "paper") -> Tensor:
     raise ValueError(f"unknown variant {variant!r} of re-steering: choose 'paper' or 'fmn'")
 
 
+@typed(maps=MAPS)
 def distraction(maps: list[Tensor], *, variant: str = "paper") -> Tensor:
     """Distraction: pull the concept's attention towards a uniform map.
 
@@ -60,6 +73,7 @@ def distraction(maps: list[Tensor], *, variant: str = "paper") -> Tensor:
     raise ValueError(f"unknown variant {variant!r} of distraction: choose 'paper' or 'code'")
 
 
+@typed(maps=MAPS, same_shape="maps noise")
 def random_stimulus(
     maps: list[Tensor], *, variant: str = "paper", noise: list[Tensor] | None = None
 ) -> Tensor:
@@ -85,6 +99,7 @@ def random_stimulus(
     raise ValueError(f"unknown variant {variant!r} of random stimulus: choose 'paper' or 'code'")
 
 
+@typed(same_shape="eps_hat noise")
 def reconstruction(eps_hat: Tensor, noise: Tensor) -> Tensor:
     """The denoiser's own training loss.
 
@@ -95,6 +110,7 @@ def reconstruction(eps_hat: Tensor, noise: Tensor) -> Tensor:
     return (eps_hat - noise).pow(2).mean()
 
 
+@typed(same_shape="base edited")
 def correlation(base: Tensor, edited: Tensor) -> Tensor:
     """How much the edited network's change for a concept agrees with the base network's.
 
@@ -107,6 +123,7 @@ def correlation(base: Tensor, edited: Tensor) -> Tensor:
     return (base * edited).mean()
 
 
+@typed(same_shape="first product")
 def balance(first: Tensor, product: Tensor, *, variant: str = "tensor-norm") -> Tensor:
     """The factor eta_i that gives every concept's correlation the weight of the first one.
 
@@ -125,6 +142,7 @@ def balance(first: Tensor, product: Tensor, *, variant: str = "tensor-norm") -> 
     raise ValueError(f"unknown variant {variant!r} of eta: choose 'tensor-norm' or 'scalar'")
 
 
+@typed(tensors=NOT_EMPTY)
 def mean_l1(tensors: dict[str, Tensor]) -> Tensor:
     """The sum of all absolute values, divided by the number of tensors.
 
@@ -135,6 +153,7 @@ def mean_l1(tensors: dict[str, Tensor]) -> Tensor:
     return sum(value.abs().sum() for value in tensors.values()) / len(tensors)
 
 
+@typed(same_shape="eps_null eps_c")
 def negated_guidance(eps_null: Tensor, eps_c: Tensor, eta: float = 1.0) -> Tensor:
     """ESD's target: guidance with its sign reversed, which leads away from the concept.
 
@@ -149,6 +168,7 @@ def negated_guidance(eps_null: Tensor, eps_c: Tensor, eta: float = 1.0) -> Tenso
     return eps_null - eta * (eps_c - eps_null)
 
 
+@typed(same_shape="eps_hat eps_target")
 def alignment(eps_hat: Tensor, eps_target: Tensor) -> Tensor:
     """Targeted erasure: the concept's prediction is trained towards a target without gradient.
 
@@ -160,6 +180,7 @@ def alignment(eps_hat: Tensor, eps_target: Tensor) -> Tensor:
     return (eps_hat - eps_target.detach()).pow(2).mean()
 
 
+@typed(differences=MAPS)
 def logit_difference(differences: list[Tensor]) -> Tensor:
     """Forget-Me-Not as SepME's release has it: attention logits with and without the concept.
 
@@ -172,6 +193,7 @@ def logit_difference(differences: list[Tensor]) -> Tensor:
     return sum(A.pow(2).mean() for A in flat_maps(differences))
 
 
+@typed(same_shape="x_0_hat x_0_tilde", same_rows="x_0_hat weights", weights=Dims(1))
 def visual_denoising(x_0_hat: Tensor, x_0_tilde: Tensor, weights: Tensor | None = None) -> Tensor:
     """Visual denoising: pull the clean image that the model guesses to one without the concept.
 

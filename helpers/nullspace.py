@@ -1,9 +1,16 @@
 """Directions of text space that some prompts do not see: S with A S = 0 (SepME, section 3.2)."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
+
+from helpers.options import FINITE, Above, AtLeast, Below, Dims, Rule, typed
+
+Tolerance = Annotated[float, AtLeast(0), Below(1)]
+ROWS = Dims(2)
+MATRIX = Rule("finite, (rows, width)", lambda A: ROWS.holds(A) and FINITE.holds(A))
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,12 @@ class NullSpace:
         return self.basis.shape[1]
 
 
+@typed(A=ROWS)
 def null_space_report(
-    A: Tensor, *, tolerance: float = 1e-6, energy: float | None = None
+    A: Tensor,
+    *,
+    tolerance: Tolerance = 1e-6,
+    energy: Annotated[float, Above(0), Below(1)] | None = None,
 ) -> NullSpace:
     """The null space of A's rows, by singular value decomposition in float64.
 
@@ -38,21 +49,12 @@ def null_space_report(
     Source: SepME, Eq. 9 and below. The release uses row reduction with exact zeros: see
     ``normalised_rref``.
     """
-    if A.ndim != 2 or 0 in A.shape:
-        raise ValueError(
-            f"A has shape {tuple(A.shape)}: want (rows, width), "
-            "e.g. world.encode(prompts).flatten(0, 1)"
-        )
     A = A.detach().cpu().double()
     if not torch.isfinite(A).all():
         raise ValueError("A holds NaN or infinity: check the text states")
     s, Vh = torch.linalg.svd(A, full_matrices=True)[1:]
     rank = int((s > tolerance * s[0]).sum()) if s[0] > 0 else 0
     if energy is not None:
-        if not 0 < energy < 1:
-            raise ValueError(
-                f"energy is {energy}: give a share between 0 and 1, or None for all of it"
-            )
         held = s.pow(2).cumsum(0) / s.pow(2).sum()
         rank = min(rank, int((held < energy).sum()) + 1)
     basis = Vh[rank:].T.contiguous()
@@ -65,7 +67,8 @@ def null_space_report(
     return NullSpace(basis, rank, (A @ basis).abs().max().item(), s)
 
 
-def null_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
+@typed(A=ROWS)
+def null_space(A: Tensor, *, tolerance: Tolerance = 1e-6) -> Tensor:
     """S with A S = 0 and S^T S = 1: (rows, width) -> (width, width - rank), float64.
 
     ValueError as ``null_space_report``, which also says how it was computed.
@@ -73,7 +76,8 @@ def null_space(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
     return null_space_report(A, tolerance=tolerance).basis
 
 
-def normalised_rref(A: Tensor, *, tolerance: float = 1e-6) -> Tensor:
+@typed(A=MATRIX)
+def normalised_rref(A: Tensor, *, tolerance: Tolerance = 1e-6) -> Tensor:
     """The release's basis, for comparison: a solution for each free column of the reduced rows.
 
     Its columns have length 1. It spans the same space as ``null_space``, but its columns are far

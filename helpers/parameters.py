@@ -1,10 +1,13 @@
 """Which parameters a method trains, and how what Adam moves becomes increments of them."""
 
 import re
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from helpers.options import Count, Dims, OneOf, Seed, typed
+from helpers.seeds import generator_of
 from helpers.worlds import PARTS, World
 
 GROUPS = {  # sets of parameters: a pattern that their full names match
@@ -16,15 +19,15 @@ GROUPS = {  # sets of parameters: a pattern that their full names match
 }
 PAPER_GROUPS = {"ESD-x": "xattn", "ESD-x-strict": "kv", "ESD-u": "noxattn"}  # a paper's own names
 GROUPS |= {name: GROUPS[group] for name, group in PAPER_GROUPS.items()}
+Group = Annotated[str, OneOf(GROUPS)]
 
 
+@typed
 def select_parameters(
-    world: World, group: str = "xattn", *, within: list[str] | None = None
+    world: World, group: Group = "xattn", *, within: list[str] | None = None
 ) -> dict[str, Tensor]:
     """Parameters of a named group by their full names, those of the UNet's modules ``within`` only
     if given. ValueError if that selects nothing."""
-    if group not in GROUPS:
-        raise ValueError(f"unknown group of parameters {group!r}: choose from {', '.join(GROUPS)}")
     inside = None if within is None else tuple(f"unet.{module}." for module in within)
     chosen = {
         name: parameter
@@ -33,7 +36,7 @@ def select_parameters(
     }
     if not chosen:
         raise ValueError(
-            f"the group {group!r} within {within} selects no parameter: name layers that exist"
+            f"the group {group!r} within {within} selects no parameter: give layers that exist"
         )
     return chosen
 
@@ -61,7 +64,7 @@ def group_sizes(world: World) -> list[dict]:
 class Dense:
     """One increment of each parameter's own shape, trained as it is; it starts at zero."""
 
-    def __init__(self, world: World, group: str = "xattn", *, within: list[str] | None = None):
+    def __init__(self, world: World, group: Group = "xattn", *, within: list[str] | None = None):
         self.leaves = {
             name: torch.zeros_like(p, dtype=torch.float32).requires_grad_(True)
             for name, p in select_parameters(world, group, within=within).items()
@@ -75,6 +78,7 @@ class Dense:
 class NullSpace:
     """Increments of keys and values that some prompts do not see: the weights w are trained."""
 
+    @typed(S=Dims(2))
     def __init__(self, world: World, S: Tensor, prefix: str = ""):
         self.S, self.prefix = S, prefix
         shapes = {name: p.shape for name, p in select_parameters(world, "kv").items()}
@@ -97,13 +101,12 @@ class LowRank:
     """LoRA: delta = B A for every matrix or convolution of a group; B starts at zero, A at random.
 
     A (r, in), B (out, r); a convolution's A is (r, in, kh, kw). Biases and norms are left out.
-    ValueError for a rank below 1. Source: Hu et al., LoRA, Eq. 3.
+    ValueError for a rank below 1 or a seed that is none. Source: Hu et al., LoRA, Eq. 3.
     """
 
-    def __init__(self, world: World, group: str = "kv", *, rank: int = 4, seed: int = 0):
-        if rank < 1:
-            raise ValueError(f"rank is {rank}: give at least 1")
-        generator = torch.Generator().manual_seed(seed)
+    @typed
+    def __init__(self, world: World, group: Group = "kv", *, rank: Count = 4, seed: Seed = 0):
+        generator = generator_of(seed)
         self.leaves: dict[str, Tensor] = {}
         self.shapes = {n: p.shape for n, p in select_parameters(world, group).items() if p.ndim > 1}
         for name, (out, *rest) in self.shapes.items():

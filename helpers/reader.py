@@ -17,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
+from helpers.files import as_path
+
 FOREIGN = ("EPS", "WMF", "MPEG", "GRIB", "BUFR", "HDF5", "IPTC")  # drawn by another program, or not
 PHONES = (".heic", ".heif", ".hif")  # read where pillow_heif has registered itself
 STILL = ("MPO", "PSD")  # further frames are previews or layers: the picture is one
@@ -102,9 +104,10 @@ def read_picture(path: str | Path) -> Tensor:
     the first frame is taken, with a warning. FileNotFoundError; ValueError names a file that is
     broken, cut short, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    picture, frames = _read(Path(path))
+    path = as_path(path)
+    picture, frames = _read(path)
     if frames > 1:
-        warnings.warn(f"{Path(path).name} has {frames} frames: the first is taken", stacklevel=2)
+        warnings.warn(f"{path.name} has {frames} frames: the first is taken", stacklevel=2)
     return picture
 
 
@@ -121,7 +124,9 @@ def _read(path: Path) -> tuple[Tensor, int]:
                 frames = 1 if file.format in STILL else getattr(file, "n_frames", 1)
                 return _upright(file), frames
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path.name} is not a readable image") from error
+        raise ValueError(
+            f"{path.name} is not a readable image: give one that Pillow reads"
+        ) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"{Image.MAX_IMAGE_PIXELS / 1e6:.3g} million pixels"
         raise ValueError(f"{path.name} has more than {limit}: make it smaller") from error

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from helpers.concepts import DATA, concepts, object_names, object_table, style_names
 from helpers.identity import verify_manifest
+from helpers.options import Count, Seed, Share, typed
+from helpers.seeds import generator_of
 
 TILE = 64
 BACKGROUNDS = torch.tensor(  # RGB in [0, 1]; white first, then five pastels
@@ -85,15 +87,16 @@ def compose(rgba: Tensor, generator: torch.Generator, *, vary: float = 1.0) -> T
     return (moved[:, :3] + (1 - moved[:, 3:]) * behind).clamp(0, 1)
 
 
+@typed
 def references(
-    style: str | None, name: str | None, n: int, *, seed: int = 0, vary: float = 1.0
+    style: str | None, name: str | None, n: Count, *, seed: Seed = 0, vary: Share = 1.0
 ) -> Tensor:
     """n real images of a style, of an object or person, or of both: (n, 3, 64, 64) in [0, 1].
 
     A style or name that is None is chosen at random for each image. ValueError for a name that the
     emoji world does not have.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     indices = []
     for value, known in ((style, style_names()), (name, object_names())):
         if value is not None and value not in known:

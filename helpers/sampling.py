@@ -1,7 +1,7 @@
 """Sampling: seeded, in batches; image i depends on prompt i and seed i alone."""
 
 import contextlib
-from dataclasses import fields, replace
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -10,35 +10,29 @@ from tqdm.auto import tqdm
 from helpers.attention import find_tokens, zeroed
 from helpers.denoise import Sampling, end_of, trajectory
 from helpers.diffusion import to_images
+from helpers.options import NOT_EMPTY, Seed, made, typed
+from helpers.seeds import generator_of
 from helpers.worlds import World
 
 
-def initial_noise(world: World, seeds: list[int]) -> Tensor:
+@typed(seeds=NOT_EMPTY)
+def initial_noise(world: World, seeds: list[Seed]) -> Tensor:
     """x_T for each seed, drawn on the CPU, so that every device starts alike: (n, c, h, w)."""
     shape = world.latent_shape
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    generators = [generator_of(seed) for seed in seeds]
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def sampling_of(world: World, options: dict) -> Sampling:
     """The world's ``Sampling``, but for the given options. ValueError for an unknown one."""
-    known = [f.name for f in fields(Sampling)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(
-            f"sample has no option {', '.join(unknown)}: choose from {', '.join(known)}"
-        )
-    return replace(world.sampling, **{k: v for k, v in options.items() if v is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    return made(Sampling, {**asdict(world.sampling), **given}, "sample")
 
 
 def checked(
     world: World, prompts: list[str], seeds: list[int], states: Tensor | None, hide
 ) -> None:
     """ValueError for what cannot be sampled, before any work is done."""
-    if isinstance(prompts, str) or isinstance(seeds, int):
-        raise ValueError(
-            "prompts and seeds are lists of one length: write sample(world, ['church'], [0])"
-        )
     if len(prompts) == 0:
         raise ValueError("the list of prompts is empty: give at least one")
     if len(prompts) != len(seeds):
@@ -57,9 +51,10 @@ def checked(
         )
 
 
+@typed
 @torch.no_grad()
 def sample(
-    world: World, prompts: list[str], seeds: list[int], edit=None, *,
+    world: World, prompts: list[str], seeds: list[Seed], edit=None, *,
     states: Tensor | None = None, hide: str | list[list[int]] | None = None,
     progress: bool = True, **sampling,
 ) -> Tensor:  # fmt: skip
@@ -78,7 +73,7 @@ def sample(
     Source: Ho and Salimans, classifier-free guidance, Eq. 6; ``denoise.trajectory``.
     """
     checked(world, prompts, seeds, states, hide)
-    how, prompts, seeds = sampling_of(world, sampling), list(prompts), list(seeds)
+    how = sampling_of(world, sampling)
     hidden = find_tokens(world, prompts, hide) if isinstance(hide, str) else hide
     size = how.batch_size or (16 if world.device.type == "cpu" else 32)
     images: list[Tensor] = []

@@ -10,9 +10,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from helpers.options import NOT_EMPTY, Count, Dims, Positive, Rule, typed
 from helpers.reader import checked_images
 
+IMAGE = Rule("(3, H, W)", lambda image: image.ndim == 3 and len(image) == 3)
+IMAGES = Rule("(n, 3, H, W)", lambda x: x.ndim == 4 and x.shape[1] == 3 and 0 not in x.shape)
 INK, ACCENT, QUIET = "#1f2933", "#2f6fb0", "#9aa5b1"
+SQUARES = Rule(
+    "(side, side) each, all of one size",
+    lambda maps: len({m.shape for m in maps}) == 1 and maps[0].ndim == 2 and maps[0].numel() > 0,
+)
 COLOURS = (QUIET, ACCENT, "#d98032", "#15803d", "#9cc3e8", "#c2410c")  # one for each row compared
 
 
@@ -27,26 +34,30 @@ def plain_style() -> None:
     })  # fmt: skip
 
 
+@typed(image=IMAGE)
 def pixels(image: Tensor):
     """An image (3, H, W) as Matplotlib takes it: an array (H, W, 3), clamped to [0, 1]."""
     return image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
+@typed(images=IMAGES)
 def grid(
-    images: Tensor, *, columns: int | None = None, titles: list[str] | None = None,
-    rows: list[str] | None = None, size: float = 1.0, title: str | None = None,
+    images: Tensor, *, columns: Count | None = None, titles: list[str] | None = None,
+    rows: list[str] | None = None, size: Positive = 1.0, title: str | None = None,
 ) -> Figure:  # fmt: skip
     """Images in a grid, read row by row.
 
     images (n, 3, H, W) in [0, 1]. columns: images in a row (default all of them, at most 10).
     titles: one above each image of the first row, or one above every image if there are n.
     rows: one label to the left of each row. size: inches along one side of an image. Noise beyond
-    [0, 1] is clamped; ValueError for what is no image.
+    [0, 1] is clamped; ValueError for too few labels, or what is no image.
     """
     plain_style()
     checked_images(images, noisy=True)
     columns = columns or min(len(images), 10)
     count = -(-len(images) // columns)
+    if rows and len(rows) < count:
+        raise ValueError(f"rows has {len(rows)} labels: give {count}, one for each row of images")
     lines = [line for label in rows or [] for line in label.split("\n")]
     label = 0.15 + 0.075 * max(map(len, lines), default=0)  # inches to the left of the images
     above = max((t.count("\n") + 1 for t in titles or []), default=0)  # lines of the titles
@@ -71,9 +82,10 @@ def grid(
     return figure
 
 
+@typed(image=IMAGE, maps=Dims(3), titles=NOT_EMPTY)
 def heat(
     image: Tensor, maps: Tensor, titles: list[str], *,
-    size: float = 1.3, top: float | None = None, rows: int = 1,
+    size: Positive = 1.3, top: Positive | None = None, rows: Count = 1,
 ) -> Figure:  # fmt: skip
     """Attention over one image: the image, then each token's map over it, on one colour scale.
 
@@ -105,14 +117,19 @@ def heat(
     return figure
 
 
+@typed(rows=NOT_EMPTY)
 def accuracies(
     rows: dict[str, dict[str, tuple[float, float, float]]], *, ylabel: str = "given to the name"
 ) -> Figure:
     """Shares with their intervals: a group for each name, a colour for each edit.
 
     rows: edit -> name -> (share, lower end, upper end), as ``metrics.accuracy_interval`` gives
-    them; at most six edits, which is how many colours there are.
+    them; at most six edits, which is how many colours there are. ValueError for more.
     """
+    if len(rows) > len(COLOURS) or not all(rows.values()):
+        raise ValueError(
+            f"rows holds {len(rows)} edits: give 1 to {len(COLOURS)}, with a share or more each"
+        )
     plain_style()
     figure, ax = plt.subplots(figsize=(7.5, 2.6), layout="constrained")
     for i, ((label, shares), colour) in enumerate(zip(rows.items(), COLOURS, strict=False)):
@@ -128,7 +145,8 @@ def accuracies(
     return figure
 
 
-def coloured(maps: list[Tensor], size: int) -> Tensor:
+@typed(maps=SQUARES)
+def coloured(maps: list[Tensor], size: Count) -> Tensor:
     """Maps (side, side) as images for ``grid``: (n, 3, size, size).
 
     One colour scale runs from zero to their common maximum.
@@ -138,12 +156,14 @@ def coloured(maps: list[Tensor], size: int) -> Tensor:
     return interpolate(torch.from_numpy(colours).permute(0, 3, 1, 2).float(), size)
 
 
+@typed
 def short_name(layer: str) -> str:
     """'up_blocks.2.attentions.1.transformer_blocks.0.attn2' -> 'up 2.1'."""
     numbers = [part for part in layer.split(".") if part.isdigit()]
     return layer.split("_")[0] + " " + ".".join(numbers[:-1])
 
 
+@typed
 def table(head: list[str], rows: Iterable[Iterable], caption: str = "") -> Markdown:
     """A table: the head, a row for each of ``rows``, and the caption below.
 
@@ -157,7 +177,7 @@ def table(head: list[str], rows: Iterable[Iterable], caption: str = "") -> Markd
     for line in lines:
         if len(line) != len(head):
             raise ValueError(
-                f"the row {line} has {len(line)} cells: want {len(head)}, as in the head {head}"
+                f"the row {line} has {len(line)} cells: give {len(head)}, as in the head {head}"
             )
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return Markdown(text + (f"\n\n{caption}" if caption else ""))

@@ -6,7 +6,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from helpers.options import FINITE, AtLeast, Between, typed
 
+
+@typed(share=Between(0, 1), n=AtLeast(1), z=AtLeast(0))
 def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's 95 % interval of a share seen in n images.
 
@@ -16,14 +19,13 @@ def wilson_interval(share: float, n: int, z: float = 1.96) -> tuple[float, float
     erasing ends up. ValueError for n < 1 or a share outside [0, 1].
     Source: Wilson 1927. share 0.5, n 10: (0.237, 0.763).
     """
-    if n < 1 or not 0 <= share <= 1:
-        raise ValueError(f"share {share} of n {n}: want a share in [0, 1] and n >= 1")
     middle = share + z * z / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
-def student_interval(values: Tensor) -> tuple[float, float, float]:
+@typed(values=FINITE)
+def student_interval(values: Tensor | list[float]) -> tuple[float, float, float]:
     """Mean of k values, and the ends of Student's 95 % interval of that mean.
 
     d_mean -+ t_{k-1}(0.975) s / sqrt(k),  s^2 = sum (d - d_mean)^2 / (k - 1)
@@ -34,9 +36,7 @@ def student_interval(values: Tensor) -> tuple[float, float, float]:
     """
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(
-            f"values of shape {tuple(values.shape)}: an interval needs two or more, in one row"
-        )
+        raise ValueError(f"values of shape {tuple(values.shape)}: give two or more, in one row")
     k, mean = len(values), values.mean().item()
     half = stats.t.ppf(0.975, k - 1).item() * values.std().item() / math.sqrt(k)
     return mean, mean - half, mean + half

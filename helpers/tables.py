@@ -6,7 +6,7 @@ A table of ours is a CSV file of ``Row``; pandas reads and groups it.
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from helpers.concepts import DATA
 from helpers.files import complete, require_file, shown
+from helpers.options import File, check_options, in_words, near, typed
 from helpers.worlds import World
 
 PAPERS = DATA / "papers"
@@ -42,26 +43,45 @@ class Row:
     base_model: str = ""  # fingerprint of the base's UNet
     judge: str = ""  # fingerprint of the judge
 
+    def __post_init__(self):
+        check_options(self)
+
 
 COLUMNS = [f.name for f in dataclasses.fields(Row)]
 
 
+@typed
 def provenance(world: World) -> dict[str, str]:
     """The columns of a row that say what it was made with: base model and judge."""
     return {"base_model": world.fingerprint(), "judge": world.judge.fingerprint()}
 
 
-def write_csv(path: str | Path, rows: Iterable, columns: list[str] | None = None) -> None:
+@typed
+def write_csv(path: File, rows: Iterable, columns: list[str] | None = None) -> None:
     """Rows (``Row`` or dicts) as CSV, numbers with six digits; renamed when whole.
 
     columns: which, in order (default those of the first row). None and NaN are empty.
-    IsADirectoryError for a folder, ValueError for a value without a column.
+    IsADirectoryError for a folder, ValueError for no row or a value without a column.
     """
-    dicts = [dataclasses.asdict(r) if dataclasses.is_dataclass(r) else dict(r) for r in rows]
+    dicts = [as_dict(row) for row in rows]
+    if not dicts and columns is None:
+        raise ValueError("rows is empty: give a row, or the columns of a table without any")
+    columns = columns or list(dicts[0])
+    for name in dict.fromkeys(name for row in dicts for name in row if name not in columns):
+        raise ValueError(f"rows have {name!r}, and columns has not: give {', '.join(columns)} only")
     with complete(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns or list(dicts[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: as_text(value) for name, value in row.items()} for row in dicts)
+
+
+def as_dict(row) -> dict:
+    """A row as a dict. ValueError for what is neither a dataclass nor a mapping."""
+    if dataclasses.is_dataclass(row) and not isinstance(row, type):
+        return dataclasses.asdict(row)
+    if not isinstance(row, Mapping):
+        raise ValueError(f"one of the rows is {in_words(row)}: give a Row or a dict")
+    return dict(row)
 
 
 def as_text(value) -> str:
@@ -71,7 +91,8 @@ def as_text(value) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def read_csv(path: str | Path, text: Iterable[str] = ()) -> pd.DataFrame:
+@typed
+def read_csv(path: File, text: Iterable[str] = ()) -> pd.DataFrame:
     """A CSV file as a frame: numbers where a column holds nothing else, "" for empty text.
 
     text: columns that are text, whatever they hold. FileNotFoundError, or ValueError names a file
@@ -120,7 +141,8 @@ def require_columns(frame: pd.DataFrame, path: str | Path, columns: Iterable[str
         raise ValueError(f"{shown(path)} has values that are no numbers: make it again")
 
 
-def load_result(path: str | Path, world: World) -> pd.DataFrame:
+@typed
+def load_result(path: File, world: World) -> pd.DataFrame:
     """A saved result of these very weights; an empty frame if there is none.
 
     Another judge may have counted it: show ``caution`` beside it.
@@ -132,6 +154,7 @@ def load_result(path: str | Path, world: World) -> pd.DataFrame:
     return frame if known else pd.DataFrame()
 
 
+@typed
 def caution(frame: pd.DataFrame, world: World) -> str:
     """What must stand beside a result that another judge than the world's counted; "" if none."""
     others = sorted(set(frame.get("judge", ())) - {world.judge.fingerprint()})
@@ -144,6 +167,7 @@ def caution(frame: pd.DataFrame, world: World) -> str:
     )
 
 
+@typed
 def paper_table(name: str) -> pd.DataFrame:
     """The cells of one printed table in the order of print: ``data/papers/NAME.csv``.
 
@@ -153,7 +177,8 @@ def paper_table(name: str) -> pd.DataFrame:
     """
     names = sorted(path.stem for path in PAPERS.glob("*-[0-9].csv"))
     if name not in names:
-        raise ValueError(f"unknown table {name!r}: choose from {', '.join(names)}")
+        hint = near(name, names)
+        raise ValueError(f"unknown table {name!r}{hint}: choose from {', '.join(names)}")
     frame = pd.read_csv(PAPERS / f"{name}.csv", dtype=str, keep_default_na=False)
     return frame.assign(value=pd.to_numeric(frame["value"]))
 
@@ -161,12 +186,15 @@ def paper_table(name: str) -> pd.DataFrame:
 def is_aggregate(cells):
     """Whether a cell of a table is a sum or an average of its other cells.
 
-    cells: a frame (a bool for each row), or one row of it (a bool).
+    cells: a frame (a bool for each row), or one row of it (a bool). ValueError for anything else.
     """
+    if not hasattr(cells, "__getitem__") or not {*NAMES[2:]} <= {*getattr(cells, "keys", list)()}:
+        raise ValueError(f"cells is {in_words(cells)}: give cells with {', '.join(NAMES[2:])}")
     average = (cells["erased"] == "average") & (cells["metric"] != "weight change")
     return (cells["evaluated"] == "erased - kept") | average
 
 
+@typed
 def paper_claims(name: str) -> pd.DataFrame:
     """What the paper says of one table, and whether its own values carry it: ``claims.csv``."""
     paper_table(name)  # an unknown table raises
@@ -174,7 +202,8 @@ def paper_claims(name: str) -> pd.DataFrame:
     return frame[frame["table"] == name].reset_index(drop=True)
 
 
-def load_ours(name: str, folder: str | Path = RESULTS) -> pd.DataFrame:
+@typed
+def load_ours(name: str, folder: File = RESULTS) -> pd.DataFrame:
     """Our counterpart of one printed table, a row for each cell (``NAMES``), over training seeds.
 
     values: a list, one for each seed; ours: their mean; spread: their standard deviation (0 for
@@ -182,6 +211,8 @@ def load_ours(name: str, folder: str | Path = RESULTS) -> pd.DataFrame:
     ``data/results/README.md`` says what stands for them. FileNotFoundError with the remedy when the
     table was not made yet.
     """
+    if Path(name).name != name:
+        raise ValueError(f"name is {name!r}: give the name of a table, and its folder as folder=")
     path = Path(folder) / f"{name}.csv"
     if not path.exists():
         raise FileNotFoundError(
@@ -198,7 +229,8 @@ def load_ours(name: str, folder: str | Path = RESULTS) -> pd.DataFrame:
     return found.fillna({"spread": 0.0}).reset_index()
 
 
-def compare_with_paper(name: str, folder: str | Path = RESULTS) -> pd.DataFrame:
+@typed
+def compare_with_paper(name: str, folder: File = RESULTS) -> pd.DataFrame:
     """``paper_table`` with ``load_ours`` beside it, and ours minus the paper's as "difference".
 
     Rows keep the order of print; the difference is NaN where the paper prints none.

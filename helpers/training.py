@@ -4,12 +4,11 @@ A method hooks in at three places: its loss ``terms``, what becomes of the ``gra
 happens ``after_step``.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +17,18 @@ from tqdm.auto import tqdm
 from helpers.checkpoint import REMEDY, load_checkpoint, moments, restore_moments, save_checkpoint
 from helpers.files import shown
 from helpers.identity import plain
+from helpers.options import (
+    AtLeast,
+    Below,
+    Count,
+    File,
+    FileName,
+    Positive,
+    Seed,
+    Whole,
+    check_options,
+    typed,
+)
 from helpers.seeds import step_generator
 
 Delta = dict[str, Tensor]
@@ -28,24 +39,19 @@ SAVE_EVERY = 20  # steps between two checkpoints: it tells no run from another
 class Training:
     """How long and how fast to train: what the ``Options`` of every method begin with.
 
-    A field annotated ``Literal`` takes its choices only: one check here serves all methods.
+    Every field is converted and checked by its annotation: one check here serves all methods.
     """
 
-    steps: int = 60
-    lr: float = 1e-4
-    batch_size: int = 4
+    steps: Whole = 60
+    lr: Positive = 1e-4
+    batch_size: Count = 4
     decay: Literal["constant", "cosine"] = "cosine"  # "cosine", to a tenth: against overshooting
-    clip: float | None = 1.0  # largest norm of the gradient; None for no clipping
+    clip: Positive | None = 1.0  # largest norm of the gradient; None for no clipping
     accumulate_grads: bool = False  # the releases' missing zero_grad, for study
-    checkpoint: str | Path | None = None  # a file to write now and then, and to go on from
+    checkpoint: FileName | None = None  # a file to write now and then, and to go on from
 
     def __post_init__(self):
-        check_choices(self)
-        at_least(self, 0, "steps")
-        at_least(self, 1, "batch_size")
-        above(self, 0, "lr")
-        if self.checkpoint is not None:
-            object.__setattr__(self, "checkpoint", str(self.checkpoint))  # JSON has no Path
+        check_options(self)
 
     def rate(self, step: int) -> float:
         """The learning rate of one step."""
@@ -53,37 +59,6 @@ class Training:
             return self.lr
         share = step / max(1, self.steps)
         return self.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-@functools.cache
-def choices(cls: type) -> dict[str, tuple]:
-    """The fields of an options class that are annotated ``Literal``, with their choices."""
-    hints = get_type_hints(cls)
-    return {n: get_args(hint) for n, hint in hints.items() if get_origin(hint) is Literal}
-
-
-def check_choices(options) -> None:
-    """ValueError for a field whose value is none of its ``Literal``'s choices."""
-    for name, known in choices(type(options)).items():
-        value = getattr(options, name)
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(map(repr, known))}")
-
-
-def at_least(options, bound: float, *names: str) -> None:
-    """ValueError for a number among the named fields below the bound; None and text pass."""
-    for name in names:
-        value = getattr(options, name)
-        if isinstance(value, int | float) and not value >= bound:
-            raise ValueError(f"{name} is {value}: want {bound} or more")
-
-
-def above(options, bound: float, *names: str) -> None:
-    """ValueError for a number among the named fields that is not above the bound."""
-    for name in names:
-        value = getattr(options, name)
-        if isinstance(value, int | float) and not value > bound:
-            raise ValueError(f"{name} is {value}: want more than {bound}")
 
 
 def backward(terms: dict[str, Tensor], weights: dict[str, float], leaves: Delta) -> Tensor:
@@ -138,8 +113,8 @@ class Problem:
     terms: Callable[[int, torch.Generator, frozenset[str]], dict[str, Tensor]]
     weights: dict[str, float]
     stop_below: dict[str, float] = field(default_factory=dict)
-    momentum: float = 0.9
-    min_steps: int = 12
+    momentum: Annotated[float, AtLeast(0), Below(1)] = 0.9
+    min_steps: Whole = 12
     state: dict[str, Tensor] = field(default_factory=dict)
     gradients: Callable[[dict, dict, Delta], Tensor] | None = None
     after_step: Callable[[int], bool | None] = lambda done: None
@@ -148,6 +123,9 @@ class Problem:
     concepts: list[str] | None = None
     timings: dict[str, float] = field(default_factory=dict)
     meta: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_options(self, "stop_below", "momentum", "min_steps")
 
 
 @dataclass
@@ -182,9 +160,10 @@ class Watch:
         return {"statistics": dict(self.statistics), "stopped": sorted(self.stopped)}
 
 
+@typed
 def run(
-    problem: Problem, training: Training, *, seed: int = 0, identity: dict | None = None,
-    checkpoint: str | Path | None = None, save_every: int | None = None, progress: bool = True,
+    problem: Problem, training: Training, *, seed: Seed = 0, identity: dict | None = None,
+    checkpoint: File | None = None, save_every: Count | None = None, progress: bool = True,
     last: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Train the leaves in place by Adam, and return the history: one dict a step.

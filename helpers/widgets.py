@@ -12,6 +12,7 @@ from torch import Tensor
 from helpers import show
 from helpers.attention import token_maps
 from helpers.edits import Edit
+from helpers.options import NOT_EMPTY, Seed, Share, Whole, typed
 from helpers.sampling import sample
 from helpers.worlds import World
 
@@ -28,9 +29,10 @@ def seed_box(seed: int) -> ipywidgets.BoundedIntText:
     return ipywidgets.BoundedIntText(value=seed, min=0, max=999_999, description="seed")
 
 
+@typed(titles=NOT_EMPTY)
 def attention_figure(
     image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *,
-    layer: str, step: int, top: float | None = None, relative: bool = False,
+    layer: str, step: Whole, top: float | None = None, relative: bool = False,
 ) -> Figure:  # fmt: skip
     """One layer's maps at one step over the finished image, one for each position in ``titles``.
 
@@ -40,12 +42,7 @@ def attention_figure(
     it shows where a word gets attention, whatever the amount.
     ValueError for a layer or a step that was not recorded.
     """
-    if layer not in maps:
-        raise ValueError(f"no maps of the layer {layer!r}: recorded were {', '.join(maps)}")
-    if not 0 <= step < len(maps[layer]):
-        raise ValueError(
-            f"no maps of step {step}: {len(maps[layer])} were recorded, and they count from 0"
-        )
+    require_recorded(maps, layer, step)
     shown = token_maps(maps[layer][step].float())[-1, list(titles)]  # (tokens, side, side)
     if relative:
         shown = shown / shown.mean((1, 2), keepdim=True)
@@ -56,14 +53,28 @@ def attention_figure(
     return figure
 
 
+def require_recorded(maps: dict[str, list[Tensor]], layer: str, step: int) -> None:
+    """ValueError for a layer or a step of which there are no maps."""
+    if layer not in maps:
+        raise ValueError(
+            f"no maps of the layer {layer!r}: choose from what was recorded, {', '.join(maps)}"
+        )
+    if step >= len(maps[layer]):
+        raise ValueError(
+            f"no maps of step {step}: {len(maps[layer])} were recorded, give 0 to the last of them"
+        )
+
+
+@typed(titles=NOT_EMPTY)
 def attention_panel(
     image: Tensor, maps: dict[str, list[Tensor]], titles: dict[int, str], *,
-    layer: str, step: int, **options,
+    layer: str, step: Whole, **options,
 ) -> VBox:  # fmt: skip
     """A slider over steps and a menu of layers above ``attention_figure``.
 
     It opens on ``layer`` and ``step``. options: ``top`` and ``relative`` of ``attention_figure``.
     """
+    require_recorded(maps, layer, step)
     last = len(maps[layer]) - 1
     steps = IntSlider(value=step, min=0, max=last, description="step", continuous_update=False)
     wide = ipywidgets.Layout(width="34em")
@@ -93,9 +104,10 @@ def chosen(edits: dict[str, Edit], names: Sequence[str]) -> Edit | None:
     return Edit.sum(edits[name] for name in names)
 
 
+@typed
 def erasure_figure(
     world: World, edits: dict[str, Edit], prompt: str, *,
-    erased: Sequence[str] = (), seed: int = 0, **sampling,
+    erased: Sequence[str] = (), seed: Seed = 0, **sampling,
 ) -> Figure:  # fmt: skip
     """One prompt and one seed: sampled by the base, and with the edits of the concepts ``erased``.
 
@@ -110,9 +122,10 @@ def erasure_figure(
     return show.grid(torch.cat(images), titles=["base", f"erased: {names}"], size=2.2)
 
 
+@typed
 def erasure_panel(
     world: World, edits: dict[str, Edit], prompt: str, *,
-    erased: Sequence[str] = (), seed: int = 0, **sampling,
+    erased: Sequence[str] = (), seed: Seed = 0, **sampling,
 ) -> VBox:  # fmt: skip
     """A check box for each concept, the prompt, seed and guidance above ``erasure_figure``.
 
@@ -170,9 +183,10 @@ def between(edits: dict[float, Edit], share: float) -> Edit:
     return (1 - w) * edits[low] + w * edits[high]
 
 
+@typed(edits=NOT_EMPTY)
 def tradeoff_figure(
     world: World, edits: dict[float, Edit], prompts: list[str], *,
-    share: float, seed: int = 0, **sampling,
+    share: Share, seed: Seed = 0, **sampling,
 ) -> Figure:  # fmt: skip
     """Prompts from one seed, sampled by the base and by the edit at a share of the visual loss.
 
@@ -188,9 +202,10 @@ def tradeoff_figure(
     return show.grid(torch.cat(images), columns=len(prompts), titles=prompts, rows=rows, size=1.0)
 
 
+@typed(edits=NOT_EMPTY)
 def tradeoff_panel(
     world: World, edits: dict[float, Edit], prompts: list[str], *,
-    share: float, seed: int = 0, **sampling,
+    share: Share, seed: Seed = 0, **sampling,
 ) -> VBox:  # fmt: skip
     """A slider over the share of the visual loss, and the seed, above ``tradeoff_figure``."""
     shares = FloatSlider(

@@ -30,6 +30,7 @@ from helpers.gate import (
 )  # fmt: skip
 from helpers.identity import module_digest as digest
 from helpers.identity import verify_manifest
+from helpers.options import NOT_EMPTY, typed
 from helpers.undo import surely, undoing
 
 PARTS = ("unet", "text_encoder")  # of a pipeline: what an edit may touch
@@ -138,6 +139,7 @@ class World:
         """The world's LPIPS network, with its name."""
         return self._bring("lpips", "use a world of load_world")
 
+    @typed
     def kind(self, concept: str) -> str:
         """'style', 'object' or 'person'; ValueError, with the nearest names, for anything else."""
         kinds = {"style": self.styles, "object": self.objects, "person": self.people}
@@ -145,35 +147,32 @@ class World:
             if concept in names:
                 return kind
         near = difflib.get_close_matches(concept, self.concepts, n=3, cutoff=0.5)
-        hint = "see world.styles, .objects and .people"
+        hint = "choose from world.styles, .objects and .people"
         if near:
-            hint = f"did you mean {' or '.join(map(repr, near))}?"
+            hint = f"did you mean {' or '.join(map(repr, near))}? Give one of its names"
         raise ValueError(
             f"{concept!r} is no style, object or person of the world {self.name!r}: {hint}"
         )
 
+    @typed(prompts=NOT_EMPTY)
     def written(self, prompts: list[str]) -> list[str]:
         """Prompts as the pipeline reads them: an embedding of several vectors is written out.
 
         ``pipe.load_textual_inversion`` keeps the vectors of "<it>" as "<it>", "<it>_1", "<it>_2".
         ValueError for what is no text.
         """
-        prompts = list(prompts)
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise ValueError(
-                    f"the prompt {prompt!r} is a {type(prompt).__name__}: prompts are texts"
-                )
         tokenizer = self.pipe.tokenizer
         if any(token.endswith("_1") for token in tokenizer.added_tokens_encoder):
             return self.pipe.maybe_convert_prompt(prompts, tokenizer)
         return prompts
 
+    @typed
     def word_ids(self, text: str) -> list[int]:
         """A text's tokens as they stand in a prompt, without BOS and EOS."""
         written = self.written([text])[0]  # an embedding of several vectors has several tokens
         return self.pipe.tokenizer(written, add_special_tokens=False).input_ids
 
+    @typed(prompts=NOT_EMPTY)
     def token_ids(self, prompts: list[str]) -> Tensor:
         """Ids as sampling feeds them, padded to the full length: (n, tokens).
 
@@ -189,18 +188,17 @@ class World:
                 )
         return tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
 
+    @typed(prompts=NOT_EMPTY)
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:
         """Text states exactly as sampling feeds them, padding included: (n, tokens, width)."""
-        if isinstance(prompts, str) or len(prompts) == 0:
-            raise ValueError(f"encode takes a list with at least one prompt, not {prompts!r}")
         self.token_ids(prompts)  # raises for a prompt that the pipeline would cut without an error
         with self.lock:
-            return self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0]
+            return self.pipe.encode_prompt(prompts, self.device, 1, False)[0]
 
     def part(self, name: str) -> torch.nn.Module:
         """The pipeline's part "unet" or "text_encoder", out of ``torch.compile``'s wrapper."""
-        if name not in PARTS:
+        if not isinstance(name, str) or name not in PARTS:
             raise ValueError(f"unknown part {name!r}: choose from {', '.join(PARTS)}")
         return unwrapped(getattr(self.pipe, name))
 
@@ -234,6 +232,7 @@ class World:
         except AttributeError:
             return None
 
+    @typed
     def fingerprint(self, part: str = "unet") -> str:
         """A short digest of one part's base weights: edits carry it, so that none is applied to
         another base.

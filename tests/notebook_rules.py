@@ -45,12 +45,19 @@ def lines(cell) -> int:
 
 
 def without_docstrings(node: ast.AST) -> str:
-    """The syntax tree of a definition as text, its docstrings taken out."""
+    """The syntax tree of a definition as text, docstrings and checks of arguments taken out."""
     for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef):
+            inner.decorator_list = [d for d in inner.decorator_list if not checks(d)]
         definition = isinstance(inner, ast.FunctionDef | ast.ClassDef)
         if definition and ast.get_docstring(inner) is not None:
             inner.body = inner.body[1:]
     return ast.dump(node)
+
+
+def checks(decorator: ast.AST) -> bool:
+    """Whether a decorator is ``options.typed``, which a notebook leaves out."""
+    return getattr(getattr(decorator, "func", decorator), "id", None) == "typed"
 
 
 def helper_definition(address: str) -> ast.AST:

@@ -169,6 +169,7 @@ def test_a_rollout_is_the_trajectory_with_an_end(tiny_world):
 
     class Truth(torch.nn.Module):
         dtype, device = torch.float32, torch.device("cpu")
+        config = tiny_world.unet.config
 
         def forward(self, x, t, states):
             return type("Output", (), {"sample": eps[states[:, 0, 0].long()]})

@@ -131,7 +131,7 @@ def test_timesteps_outside_the_schedule_raise(alpha_bar, t):
     with pytest.raises(ValueError, match="0 to 999"):
         diffusion.add_noise(x, x, torch.tensor(t), alpha_bar)
     with pytest.raises(ValueError, match="0 to 999"):
-        diffusion.predict_x0(x, x, t, alpha_bar)
+        diffusion.predict_x0(x, x, torch.tensor(t), alpha_bar)
 
 
 def test_variance_is_preserved(alpha_bar):

@@ -176,7 +176,7 @@ def test_what_an_edit_is_no_sum_of(edit):
     with pytest.raises(ValueError, match="not to None: give an Edit"):
         edit + None
     for wrong in (float("nan"), float("inf"), None, "2", edit, torch.ones(2), 1j):
-        with pytest.raises(ValueError, match="finite number, not by"):
+        with pytest.raises(ValueError, match="give a finite number"):
             edit * wrong
     with pytest.raises(ValueError, match="no 0th part"):
         edit / 0

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {  # in order: a file imports from its own group or one above it
     "mathematics": (
-        "identity files undo checked diffusion losses nullspace closedform stats seeds reader show"
+        "identity files undo checked reader options diffusion losses nullspace closedform stats "
+        "seeds show"
     ),
     "a world and what it samples": (
         "concepts renders judge judge_sd perceptual gate worlds attention denoise sampling "

@@ -276,7 +276,7 @@ def test_fid_by_hand():
     assert metrics.fid(a, b) == pytest.approx(wanted)
     with pytest.raises(ValueError, match="two rows"):
         metrics.fid(a, b[:1])
-    with pytest.raises(ValueError, match="one width"):
+    with pytest.raises(ValueError, match=r"give \(n, width\)"):
         metrics.fid(a, torch.zeros(4, 2))
 
 

@@ -218,8 +218,8 @@ def test_steps_and_guidance_are_named(tiny_world):
     [
         ([], [], {}, "empty"),
         (["a", "b"], [1], {}, "2 prompts and 1 seeds"),
-        ("church", [1], {}, "lists"),
-        (["church"], 1, {}, "lists"),
+        ("church", [1], {}, "give a list"),
+        (["church"], 1, {}, "give a list"),
         (["church"], [1], {"steps": 0}, "steps is 0"),
         (["church"], [1], {"batch_size": 0}, "batch_size is 0"),
         (["church"], [1], {"sampler": "heun"}, "'heun': choose from ddim, dpm"),

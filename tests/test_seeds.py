@@ -72,11 +72,11 @@ def test_the_last_run_still_fits():
 @pytest.mark.parametrize(
     ("draw", "arguments", "said"),
     [
-        (training_seeds, (-1, 5), "seed -1 .*training: want a seed from 0 to 399"),
-        (training_seeds, (400, 5), "seed 400"),
+        (training_seeds, (-1, 5), "seed is -1: give a whole number, 0 to"),
+        (training_seeds, (10_400, 5), "seed 10400 .*training: give a seed from 0 to 10399"),
         (training_seeds, (0, 1_001_001), "1001001 images.*at most 1001000"),
-        (training_seeds, (0, -1), "-1 images"),
-        (attack_seeds, (100, 5), "seed 100 .*attack: want a seed from 0 to 99"),
+        (training_seeds, (0, -1), "n is -1: give a whole number, 0 or more"),
+        (attack_seeds, (100, 5), "seed 100 .*attack: give a seed from 0 to 99"),
         (retain_seeds, (100_001,), "100001 retain images: there are seeds for 100000"),
         (judge_seeds, (1_000_001,), "1000001 images for the judge"),
     ],

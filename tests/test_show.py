@@ -172,5 +172,5 @@ def test_a_table_keeps_its_columns():
         "",
         "two rows",
     ]
-    with pytest.raises(ValueError, match="has 1 cells: want 2"):
+    with pytest.raises(ValueError, match="has 1 cells: give 2"):
         show.table(["a", "b"], [("only one",)])

@@ -24,7 +24,7 @@ def test_student_interval_by_hand():
 def test_student_interval_of_equal_values_and_of_too_few():
     assert student_interval(torch.full((3,), 0.25)) == (0.25, 0.25, 0.25)
     for values in ([0.5], [], [[0.1, 0.2], [0.3, 0.4]]):
-        with pytest.raises(ValueError, match="two or more"):
+        with pytest.raises(ValueError, match=r"two or more|values.* give a"):
             student_interval(values)
 
 
@@ -46,7 +46,7 @@ def test_wilson_interval_stays_inside_and_has_a_width_at_the_ends(share):
 
 @pytest.mark.parametrize(("share", "n"), [(2.0, 10), (-0.1, 10), (0.5, 0), (float("nan"), 10)])
 def test_wilson_interval_refuses(share, n):
-    with pytest.raises(ValueError, match=f"share {share} of n {n}"):
+    with pytest.raises(ValueError, match=r"share is .* 0 to 1|n is 0: give a whole number"):
         wilson_interval(share, n)
 
 

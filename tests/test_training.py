@@ -11,6 +11,7 @@ from PIL import Image
 from helpers import methods, training, unlearn
 from helpers.checkpoint import load_checkpoint
 from helpers.methods import METHODS, module_of, options_of
+from helpers.options import Share
 from helpers.training import Problem, Training, accumulated, backward, run
 
 
@@ -525,7 +526,7 @@ def test_the_options_of_every_method_begin_with_those_of_training(name):
     ]
     options = options_of(name, {"steps": 7, "lr": 0.2, "checkpoint": "c.safetensors"})
     assert (options.steps, options.lr, options.checkpoint) == (7, 0.2, "c.safetensors")
-    with pytest.raises(ValueError, match="steps is -1: want 0 or more"):
+    with pytest.raises(ValueError, match="steps is -1: give a whole number, 0 or more"):
         options_of(name, {"steps": -1})
 
 
@@ -560,14 +561,54 @@ def test_every_preset_may_be_taken_back(name):
 def test_what_the_checks_say():
     @dataclass(frozen=True)
     class Options(Training):
-        share: float | None = 0.5
+        share: Share | None = 0.5
 
-    options = Options()
-    training.at_least(options, 0, "share", "lr")
-    with pytest.raises(ValueError, match=r"share is 0\.5: want 1 or more"):
-        training.at_least(options, 1, "share")
-    with pytest.raises(ValueError, match=r"share is 0\.5: want more than 0\.5"):
-        training.above(options, 0.5, "share")
-    training.at_least(Options(share=None), 1, "share")
+    assert Options(share=None).share is None
+    with pytest.raises(ValueError, match=r"share is 1\.5: give a finite number, 0 to 1, or None"):
+        Options(share=1.5)
     with pytest.raises(ValueError, match="unknown decay 'step': choose from 'constant', 'cosine'"):
         Options(decay="step")
+
+
+@pytest.mark.parametrize("clip", [0, -1.0, math.nan, math.inf, "none", True])
+@pytest.mark.parametrize("name", METHODS)
+def test_clipping_never_turns_or_takes_away_the_gradient(name, clip):
+    with pytest.raises(ValueError, match=r"clip is .*: give a finite number, more than 0, or None"):
+        options_of(name, {"clip": clip})
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        ({"stop_below": {"fit": math.nan}}, r"stop_below\['fit'\] is nan: give a finite number"),
+        ({"momentum": math.nan}, "momentum is nan: give a finite number, 0 or more, less than 1"),
+        ({"momentum": -3.0}, "momentum is -3"),
+        ({"momentum": 1.0}, "momentum is 1"),
+        ({"min_steps": -1}, "min_steps is -1: give a whole number, 0 or more"),
+    ],
+)
+def test_a_problem_that_could_not_stop_is_refused(stop, said):
+    with pytest.raises(ValueError, match=said):
+        problem(**stop)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tau": math.nan}, "tau is nan: give a finite number"),
+        ({"tau": None}, "tau is None"),
+        ({"tau": "low"}, "tau is 'low'"),
+        ({"tau": [1e9, "low"]}, r"tau\[1\] is 'low': give a finite number"),
+        ({"momentum": 5}, "momentum is 5"),
+    ],
+)
+@pytest.mark.parametrize("name", ["gcirs", "sepme"])
+def test_when_to_stop_is_checked_before_any_work(name, options, said):
+    with pytest.raises(ValueError, match=said):
+        options_of(name, options)
+
+
+def test_a_list_of_taus_is_taken_as_a_tuple():
+    """A list failed after twelve steps, by a bare TypeError."""
+    assert options_of("gcirs", {"tau": [1e9, -1]}).taus(["church", "dog"]) == (1e9, -1.0)
+    assert options_of("gcirs", {"tau": "-1e-3"}).taus(["church", "dog"]) == (-1e-3, -1e-3)

@@ -145,7 +145,7 @@ def test_unknown_concept_suggests(world):
 def test_prompts_that_are_too_long_or_missing(world):
     with pytest.raises(ValueError, match=rf"tokens.*{world.text_length}"):
         world.encode(["church " * world.text_length])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="not empty"):
         world.encode([])
     with pytest.raises(ValueError, match="list"):
         world.encode("church")

@@ -14,7 +14,7 @@ attacker who holds the weights, and here it acts on the attacker too.
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -29,12 +29,24 @@ from helpers.evaluation.scores import accuracy
 from helpers.export import dense
 from helpers.images import base_images, captions, own_images
 from helpers.inversion import Inversion, invert, soft_tokens
-from helpers.parameters import Dense, select_parameters
+from helpers.options import (
+    Above,
+    Count,
+    Images,
+    Pictures,
+    Positive,
+    Seed,
+    Share,
+    Whole,
+    made,
+    typed,
+)
+from helpers.parameters import Dense, Group, select_parameters
 from helpers.reader import checked_images
-from helpers.sampling import sample
-from helpers.seeds import attack_seeds
+from helpers.sampling import sample, sampling_of
+from helpers.seeds import attack_seeds, measured_seeds
 from helpers.stats import wilson_interval
-from helpers.training import Problem, Training, above, at_least, run
+from helpers.training import Problem, Training, run
 from helpers.worlds import World
 
 
@@ -66,31 +78,24 @@ class InversionAttack(Inversion):
 
     # how many images of the concept the base model samples for the attacker, a folder of real ones,
     # or the images themselves (k, 3, H, W) in [0, 1]
-    images: int | str | Tensor = 16
-    tokens: int | None = None  # None: as many as the concept's name has, where the search starts
-    steps: int = 100  # the paper inverts for thousands
-    lr: float = 1e-3  # a larger one loses the concept even under an edit of zero, the control
-    norm_pull: float = 0.0
+    images: Images | Pictures = 16
+    tokens: Count | None = None  # None: as many as the concept's name has, where the search starts
+    steps: Whole = 100  # the paper inverts for thousands
+    lr: Positive = 1e-3  # a larger one loses the concept even under an edit of zero, the control
+    norm_pull: Share = 0.0
 
 
 @dataclass(frozen=True)
 class Relearning(Training):
     """How the attacker fine-tunes, each default with its reason."""
 
-    images: int | str = 4  # how many the base model samples for the attacker, or a folder
-    steps: int = 60
-    look_every: int = 10  # steps between looks at ACC
-    threshold: float = 0.5  # of ACC: the concept is back
-    lr: float = 1e-4
-    group: str = "xattn"  # trained, besides what the edit changed
+    images: Images = 4  # how many the base model samples for the attacker, or a folder
+    steps: Whole = 60
+    look_every: Count = 10  # steps between looks at ACC
+    threshold: Annotated[Share, Above(0)] = 0.5  # of ACC: the concept is back
+    lr: Positive = 1e-4
+    group: Group = "xattn"  # trained, besides what the edit changed
     decay: Literal["constant", "cosine"] = "constant"
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, 1, "look_every")
-        above(self, 0, "threshold")
-        if self.threshold > 1:
-            raise ValueError(f"threshold is {self.threshold}: a share is 1 at most")
 
 
 def share_of(
@@ -101,13 +106,15 @@ def share_of(
     return accuracy(world, images, concept), images
 
 
-def checked(world: World, edit: Edit, concept: str, seeds: Iterable[int]) -> list[int]:
+def checked(
+    world: World, edit: Edit, concept: str, seeds: Iterable[int], sampling: dict | None, seed: int
+) -> list[int]:
     """The seeds as a list; ValueError for what cannot work, before any work is done."""
     world.kind(concept)
     edit.require_fit(world)
-    if len(list(seeds)) == 0:
-        raise ValueError("an attack is measured on images: give at least one seed")
-    return list(seeds)
+    sampling_of(world, sampling or {})
+    attack_seeds(seed, 0)  # refuses a seed that has no images of its own
+    return measured_seeds(seeds, "the seeds of an attack")
 
 
 def attacker_images(
@@ -123,9 +130,10 @@ def attacker_images(
     return own_images(world, [concept], images, templates)[:2]
 
 
+@typed
 def concept_inversion(
-    world: World, edit: Edit, concept: str, *, seeds: Iterable[int] = range(8), seed: int = 0,
-    before: float | None = None, sampling: dict | None = None, progress: bool = True, **options,
+    world: World, edit: Edit, concept: str, *, seeds: Iterable[int] = range(8), seed: Seed = 0,
+    before: Share | None = None, sampling: dict | None = None, progress: bool = True, **options,
 ) -> Attack:  # fmt: skip
     """Concept inversion: find a soft token that makes the edited model draw the concept.
 
@@ -137,13 +145,13 @@ def concept_inversion(
     ValueError for an unknown concept, an edit of another base, no seeds or no images.
     Source: Pham et al., Circumventing concept erasure methods.
     """
-    start, seeds, sampling = time.time(), checked(world, edit, concept, seeds), sampling or {}
-    template = TEMPLATES[world.kind(concept)][1]
+    start, seeds = time.time(), checked(world, edit, concept, seeds, sampling, seed)
+    template, sampling = TEMPLATES[world.kind(concept)][1], sampling or {}
     given = {"start": concept, "template": template, "tokens": None, **options}
     if given["tokens"] is None:
         ids = world.pipe.tokenizer(concept, add_special_tokens=False).input_ids
         given["tokens"] = len(ids)
-    chosen = InversionAttack(**given)
+    chosen = made(InversionAttack, given, "concept_inversion")
     phrased = dict.fromkeys(TEMPLATES, (template,))
     images, _ = attacker_images(world, concept, chosen.images, seed, phrased)
     if before is None:
@@ -158,6 +166,7 @@ def concept_inversion(
     return Attack(name, concept, len(seeds), before, after, since(start), details, found, v)
 
 
+@typed
 def keys_and_values(world: World, edit: Edit) -> Iterator[tuple[Tensor, Tensor]]:
     """Each to_k and to_v matrix of the cross-attention, base and edited, float64 on the CPU.
 
@@ -169,7 +178,10 @@ def keys_and_values(world: World, edit: Edit) -> Iterator[tuple[Tensor, Tensor]]
         yield W, W + increments[name].double() if name in increments else W
 
 
-def closed_form_states(world: World, edit: Edit, states: Tensor, *, gamma: float = 1e-3) -> Tensor:
+@typed
+def closed_form_states(
+    world: World, edit: Edit, states: Tensor, *, gamma: Positive = 1e-3
+) -> Tensor:
     """Text states that give the edited keys and values what the base's gave for ``states``.
 
     states (n, tokens, width) -> the same shape, fp32 on the CPU: ``closedform.derived_states`` over
@@ -180,9 +192,10 @@ def closed_form_states(world: World, edit: Edit, states: Tensor, *, gamma: float
     return derived_states(states, keys_and_values(world, edit), gamma=gamma)
 
 
+@typed
 def closed_form_embedding(
     world: World, edit: Edit, concept: str, *, seeds: Iterable[int] = range(8),
-    gamma: float = 1e-3, before: float | None = None, sampling: dict | None = None,
+    gamma: Positive = 1e-3, before: Share | None = None, sampling: dict | None = None,
 ) -> Attack:  # fmt: skip
     """The closed-form embedding: undo the edit of keys and values in the text states, then sample.
 
@@ -191,7 +204,8 @@ def closed_form_embedding(
     || W'c' - W c || / || W c || over all layers. Other arguments, result and errors as
     ``concept_inversion``. Source: RECE, whose next step would erase them too.
     """
-    start, seeds, sampling = time.time(), checked(world, edit, concept, seeds), sampling or {}
+    start, seeds = time.time(), checked(world, edit, concept, seeds, sampling, 0)
+    sampling = sampling or {}
     if before is None:
         before = share_of(world, edit, concept, seeds, concept, **sampling)[0]
     states = world.encode([concept]).float().cpu()
@@ -208,8 +222,9 @@ def closed_form_embedding(
     return Attack(name, concept, len(seeds), before, after, since(start), details, images, found)
 
 
+@typed
 def relearn(
-    world: World, edit: Edit, concept: str, *, seeds: Iterable[int] = range(8), seed: int = 0,
+    world: World, edit: Edit, concept: str, *, seeds: Iterable[int] = range(8), seed: Seed = 0,
     sampling: dict | None = None, progress: bool = True, **options,
 ) -> Attack:  # fmt: skip
     """Relearning: fine-tune the edited model on a few images until the concept is back.
@@ -223,8 +238,8 @@ def relearn(
     Source: our reading; steps until the concept is back, as in studies of fine-tuning after
     unlearning.
     """
-    start, seeds = time.time(), checked(world, edit, concept, seeds)
-    chosen, sampling = Relearning(**options), sampling or {}
+    start, seeds = time.time(), checked(world, edit, concept, seeds, sampling, seed)
+    chosen, sampling = made(Relearning, options, "relearn"), sampling or {}
     curve: list[tuple[int, float]] = []
     last: dict = {}  # the edit and the images of the last look
     found = relearning(world, edit, concept, chosen, seed)
@@ -281,9 +296,10 @@ def relearning(world: World, edit: Edit, concept: str, options: Relearning, seed
     return Problem(leaves, lambda: leaves, terms, {"reconstruction": 1.0}, meta=meta)
 
 
+@typed
 def run_all(
-    world: World, edit: Edit, concept: str, *, seeds: Iterable[int] = range(8), seed: int = 0,
-    before: float | None = None, sampling: dict | None = None, progress: bool = True,
+    world: World, edit: Edit, concept: str, *, seeds: Iterable[int] = range(8), seed: Seed = 0,
+    before: Share | None = None, sampling: dict | None = None, progress: bool = True,
 ) -> list[Attack]:  # fmt: skip
     """The three attacks one after the other, with their defaults: see ``concept_inversion``."""
     same = {"seeds": seeds, "sampling": sampling}

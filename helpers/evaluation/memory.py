@@ -1,17 +1,21 @@
 """M-Score: is the concept still in the model, where no prompt looks?"""
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.concepts import TEMPLATES, filled
 from helpers.denoise import predict
 from helpers.diffusion import noised, to_latents
-from helpers.inversion import invert
+from helpers.inversion import Inversion, invert
+from helpers.options import Count, Pictures, Seed, Seeds, Whole, made, typed
+from helpers.seeds import generator_of
 
 
+@typed
 @torch.no_grad()
-def presence(world, concept: str, references: Tensor, *, repeats: int = 8, seed: int = 0) -> float:
+def presence(
+    world, concept: str, references: Pictures, *, repeats: Count = 8, seed: Seed = 0
+) -> float:
     """How much the concept's name helps the model to denoise its images: above 0, it knows it.
 
     1 - L(c) / L(""),  L(c) = mean || eps - eps_theta(x_t, c, t) ||^2, the same x_t, t, eps for both
@@ -19,7 +23,7 @@ def presence(world, concept: str, references: Tensor, *, repeats: int = 8, seed:
     references (k, 3, H, W) in [0, 1], each noised ``repeats`` times.
     Source: ours; the loss is Ho et al., DDPM, Eq. 14.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of(seed)
     states = world.encode([filled(TEMPLATES[world.kind(concept)][-1], concept), ""])
     error = torch.zeros(2)
     for x_0 in to_latents(world, references).float().repeat(repeats, 1, 1, 1).split(16):
@@ -30,9 +34,10 @@ def presence(world, concept: str, references: Tensor, *, repeats: int = 8, seed:
     return (1 - error[0] / error[1]).item()
 
 
+@typed
 def m_score(
-    world, edit, concept: str, references: Tensor, *, seeds: tuple[int, ...] = (0,),
-    second_seed_offset: int = 0, **options,
+    world, edit, concept: str, references: Pictures, *, seeds: Seeds = (0,),
+    second_seed_offset: Whole = 0, **options,
 ) -> float:  # fmt: skip
     """M-Score: how alike the tokens are by which base and edited model find a concept's images.
 
@@ -51,10 +56,8 @@ def m_score(
     forgotten.
     Source: our reading; Forget-Me-Not names the score and publishes neither formula nor code.
     """
-    if len(references) < 1 or not seeds:
-        raise ValueError(
-            f"{len(references)} references and seeds {seeds}: M-Score needs at least one of each"
-        )
+    wanted = {name: value for name, value in options.items() if name != "progress"}
+    made(Inversion, wanted, "m_score")  # a wrong one is refused before any work
     template = TEMPLATES[world.kind(concept)][-1]
     gain = presence(world, concept, references)
     if gain <= 0:

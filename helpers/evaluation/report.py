@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from matplotlib.figure import Figure
@@ -24,10 +25,11 @@ from helpers.evaluation.scores import (
 )
 from helpers.files import complete
 from helpers.images import as_stored, base_images
+from helpers.options import DISTINCT, Count, File, Seed, check_options, made, typed
 from helpers.provenance import base_parts, device_of, versions
 from helpers.sampling import sample, sampling_of
+from helpers.seeds import attack_seeds, report_seeds
 from helpers.stats import student_interval, wilson_interval
-from helpers.training import at_least
 from helpers.worlds import World
 
 
@@ -35,16 +37,20 @@ from helpers.worlds import World
 class Protocol:
     """What a report measures."""
 
-    n: int = 8  # images of each bare name
-    seed: int = 0  # image seeds begin at 10 000 * seed
-    probe_concepts: list[str] | None = None  # retained ones to look at (default ``probes``)
-    thin: int = 3  # of the pairs without an erased concept, every so many-th is measured
-    lpips_size: int | None = None  # pixels; None: the world's own
+    n: Count = 8  # images of each bare name
+    seed: Seed = 0  # image seeds begin at 10 000 * seed
+    # retained ones to look at (default ``probes``)
+    probe_concepts: Annotated[list[str], DISTINCT] | None = None
+    thin: Count = 3  # of the pairs without an erased concept, every so many-th is measured
+    lpips_size: Count | None = None  # pixels; None: the world's own
     attack: bool = True  # run the three attacks on each erased concept
     sampling: dict = field(default_factory=dict)  # ``sample``'s options, as {"steps": 12}
 
     def __post_init__(self):
-        at_least(self, 1, "n", "thin")
+        check_options(self)
+        report_seeds(self.seed, self.n)  # these refuse a seed that has no images of its own
+        if self.attack:
+            attack_seeds(self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -110,8 +116,8 @@ def gather(world: World, edit: Edit, protocol: Protocol, progress: bool) -> Evid
     pairs = canvas_pairs(world, erased, protocol.thin)
     prompts = [name for name in names for _ in range(n)]
     prompts += [pair_prompt(thing, style) for style, thing in pairs]
-    offsets = [*range(n)] * len(names) + [*range(n, n + len(pairs))]
-    seeds = [10_000 * protocol.seed + i for i in offsets]
+    own = report_seeds(protocol.seed, n + len(pairs))
+    seeds = own[:n] * len(names) + own[n:]
     before = base_images(world, prompts, seeds, **protocol.sampling)
     after = sample(world, prompts, seeds, edit, progress=progress, **protocol.sampling)
     return Evidence(erased, names, pairs, seeds, before, as_stored(after), n)
@@ -183,8 +189,9 @@ def over_retained(world: World, seen: Evidence, distance: Tensor, size: int | No
     }  # fmt: skip
 
 
+@typed
 def report(
-    world: World, edit: Edit, *, folder: str | Path | None = None, progress: bool = True, **protocol
+    world: World, edit: Edit, *, folder: File | None = None, progress: bool = True, **protocol
 ) -> dict:
     """Did it work? Every value of one edit, and a contact sheet: before and after, same seeds.
 
@@ -199,7 +206,8 @@ def report(
     ValueError for an edit that erases nothing, an unknown concept, n or thin < 1; errors of
     ``world.lpips``.
     """
-    start, asked = time.time(), Protocol(**protocol)
+    start, asked = time.time(), made(Protocol, protocol, "report")
+    sampling_of(world, asked.sampling)  # a wrong option is refused before any work
     if not edit.erased:
         raise ValueError(
             f"the edit's concepts are {edit.concepts}: it erases nothing, so there is nothing to "

@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers.judge import BLANK, NO_CONCEPT, Judge, load_judge
+from helpers.options import FINITE, Count, Pictures, typed
 from helpers.reader import checked_images
 from helpers.renders import TILE
 from helpers.sampling import sample
+from helpers.seeds import measured_seeds
 from helpers.stats import wilson_interval
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -18,25 +20,26 @@ BLANK_BELOW = 0.07  # std of pixels: real emoji have 0.14 or more, a decoded zer
 NOISE_ABOVE = 1 / 3  # roughness: real emoji have 0.31 or less, decoded noise 0.36 or more
 
 
-def accuracy(world, images: Tensor, concept: str) -> float:
+@typed
+def accuracy(world, images: Pictures, concept: str) -> float:
     """ACC: the share of images that the judge gives to a style, object or person.
 
     images (n, 3, H, W) in [0, 1]. Returns a number in [0, 1]. ValueError for an unknown concept or
     no images. Source: SepME, section 4.1. Of 4 images, 3 given to "church": ACC = 0.75.
     """
-    if len(images) == 0:
-        raise ValueError("accuracy needs at least one image")
     world.kind(concept)
     return world.judge.gives(images, concept).float().mean().item()
 
 
-def accuracy_interval(world, images: Tensor, concept: str) -> tuple[float, float, float]:
+@typed
+def accuracy_interval(world, images: Pictures, concept: str) -> tuple[float, float, float]:
     """``accuracy`` with the ends of its 95 % interval (Wilson's)."""
     share = accuracy(world, images, concept)
     return share, *wilson_interval(share, len(images))
 
 
-def no_concept(world, images: Tensor, concept: str) -> dict[str, float]:
+@typed
+def no_concept(world, images: Pictures, concept: str) -> dict[str, float]:
     """Where an image that lost its concept went: the shares that the judge names no concept of.
 
     images (n, 3, H, W) in [0, 1] -> {"blank": share, "something else": share}, of the verdicts on
@@ -47,8 +50,9 @@ def no_concept(world, images: Tensor, concept: str) -> dict[str, float]:
     return {name: verdicts.count(name) / len(verdicts) for name in NO_CONCEPT}
 
 
+@typed
 @torch.no_grad()
-def clip_score(world, images: Tensor, prompts: list[str]) -> Tensor:
+def clip_score(world, images: Pictures, prompts: list[str]) -> Tensor:
     """Cosine between an image's and its prompt's CLIP embedding, by the world's own CLIPModel.
 
     images (n, 3, H, W) in [0, 1], one prompt for each. Returns (n,), in [-1, 1]. ValueError when
@@ -59,7 +63,6 @@ def clip_score(world, images: Tensor, prompts: list[str]) -> Tensor:
         raise ValueError(
             f"{len(images)} images and {len(prompts)} prompts: give one prompt for each image"
         )
-    checked_images(images)
     model = world.clip
     size = model.config.vision_config.image_size
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
@@ -71,17 +74,18 @@ def clip_score(world, images: Tensor, prompts: list[str]) -> Tensor:
     return (output.text_embeds * output.image_embeds).sum(1)
 
 
-def lpips_distance(world, a: Tensor, b: Tensor, *, size: int | None = None) -> Tensor:
+@typed
+def lpips_distance(world, a: Pictures, b: Pictures, *, size: Count | None = None) -> Tensor:
     """LPIPS of each pair of images, by the world's network: (n, 3, H, W) twice -> (n,).
 
     See ``perceptual.Perceptual.distance``; ``world.lpips.name`` is what to call it.
     """
-    checked_images(a), checked_images(b)
     return world.lpips.distance(a, b, device=world.device, size=size)
 
 
+@typed
 def drift(
-    world, edit, prompts: list[str], seeds: list[int], *, size: int | None = None,
+    world, edit, prompts: list[str], seeds: list[int], *, size: Count | None = None,
     progress: bool = True, **sampling,
 ) -> Tensor:  # fmt: skip
     """Same-seed drift, or model integrity: LPIPS between base's and edited model's images.
@@ -93,13 +97,15 @@ def drift(
     ValueError as ``sample`` and ``lpips_distance``.
     Source: Schioppa et al., Model integrity when unlearning.
     """
+    seeds = measured_seeds(seeds)
     before, after = (
         sample(world, prompts, seeds, e, progress=progress, **sampling) for e in (None, edit)
     )
     return lpips_distance(world, before, after, size=size)
 
 
-def roughness(images: Tensor) -> Tensor:
+@typed
+def roughness(images: Pictures) -> Tensor:
     """Mean step between neighbouring pixels over their std, at 64 pixels at most: (n,).
 
     (mean |x_{i+1,j} - x_ij| + mean |x_{i,j+1} - x_ij|) / (2 std)
@@ -124,9 +130,12 @@ def collapsed(images: Tensor, judge=None) -> Tensor:
     blank counts as well. judge: the world's; where none is given, images of 64 pixels are shown to
     the emoji world's, and larger ones to nobody. A wrong image of something passes.
     """
-    images = images.float().cpu()
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        checked_images(images)  # says what is wrong
+    broken = ~images.isfinite().flatten(1).all(1).cpu()
+    images = checked_images(torch.where(images.isfinite(), images, 0).cpu()).float()
     blank = images.std((2, 3)).amax(1) < BLANK_BELOW
-    nothing = blank | (roughness(images) > NOISE_ABOVE) | ~images.isfinite().flatten(1).all(1)
+    nothing = blank | (roughness(images) > NOISE_ABOVE) | broken
     if judge is None and images.shape[-1] == TILE:
         judge = emoji_judge()
     if judge is None:
@@ -140,8 +149,9 @@ def emoji_judge() -> Judge:
     return load_judge()
 
 
+@typed
 def unlearn_canvas(
-    world, images: Tensor, pairs: list[tuple[str, str]], concept: str
+    world, images: Pictures, pairs: list[tuple[str, str]], concept: str
 ) -> dict[str, float]:
     """UA, IRA and CRA of one erased concept, from images of styles crossed with things.
 
@@ -182,6 +192,7 @@ def unlearn_canvas(
     }
 
 
+@typed(features_a=FINITE, features_b=FINITE)
 def fid(features_a: Tensor, features_b: Tensor) -> float:
     """Frechet distance between two sets of features, as if both were normal.
 
@@ -193,10 +204,11 @@ def fid(features_a: Tensor, features_b: Tensor) -> float:
     Source: Heusel et al., GANs trained by a two time-scale update rule, Eq. 6.
     In one dimension it is (mu_a - mu_b)^2 + (s_a - s_b)^2, s the standard deviations.
     """
-    if features_a.shape[1:] != features_b.shape[1:] or min(len(features_a), len(features_b)) < 2:
+    widths = {a.shape[1:] for a in (features_a, features_b)}
+    if len(widths) > 1 or features_a.ndim != 2 or min(len(features_a), len(features_b)) < 2:
         raise ValueError(
-            f"features of shapes {tuple(features_a.shape)} and {tuple(features_b.shape)}: "
-            "want one width, and two rows or more of each"
+            f"features_a has shape {tuple(features_a.shape)} and features_b "
+            f"{tuple(features_b.shape)}: give (n, width) and (m, width), two rows or more of each"
         )
     a, b = features_a.double().cpu(), features_b.double().cpu()
     if not (a.isfinite().all() and b.isfinite().all()):

@@ -6,64 +6,76 @@ returns what to train (or several problems, trained in turn, each an edit of its
 ``data/methods.toml``. Nothing else lists methods.
 """
 
+import functools
 import importlib
 import time
 import tomllib
+import unicodedata
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import ModuleType
 
 from helpers.concepts import DATA
 from helpers.edits import Edit
+from helpers.options import File, Seed, made, near, typed
 from helpers.parameters import parts_of
 from helpers.provenance import base_parts, device_of, pictures_digest, versions
 from helpers.training import Delta, Problem, Training, finish, run
 from helpers.worlds import World
 
 
-def catalogue(path: str | Path = DATA / "methods.toml") -> dict[str, dict]:
-    """A catalogue of methods: name -> what its file says of it, in the file's order."""
+@typed
+def catalogue(path: File = DATA / "methods.toml") -> dict[str, dict]:
+    """A catalogue of methods: name -> what its file says of it, in the file's order.
+
+    FileNotFoundError for a file that is not there.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no catalogue {str(path)!r}: give a TOML file of methods")
     return tomllib.loads(Path(path).read_text())
 
 
 METHODS: dict[str, dict] = catalogue()
+NFC = functools.partial(unicodedata.normalize, "NFC")
 
 
 def module_of(method: str) -> ModuleType:
     """The module of a method, imported when it is asked for. ValueError for an unknown name."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
+    if not isinstance(method, str) or method not in METHODS:
+        hint = near(method, METHODS)
+        raise ValueError(f"unknown method {method!r}{hint}: choose from {', '.join(METHODS)}")
     return importlib.import_module(METHODS[method]["module"])
 
 
+@typed
 def options_of(method: str, given: dict) -> Training:
     """A method's options: its defaults, then the variant's presets, and the user's word last.
 
-    ValueError for an option that the method does not have.
+    ValueError for an option that the method does not have, or a value that it does not take.
     """
-    module = module_of(method)
-    known = [f.name for f in fields(module.Options)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(
-            f"{method} has no option {', '.join(unknown)}: choose from {', '.join(known)}"
-        )
-    presets = getattr(module, "VARIANTS", {}).get(given.get("variant"), {})
-    return module.Options(**{**presets, **given})
+    module, variant = module_of(method), given.get("variant")
+    presets = getattr(module, "VARIANTS", {})
+    chosen = presets.get(variant, {}) if isinstance(variant, str) else {}
+    return made(module.Options, {**chosen, **given}, method)
 
 
+@typed
 def concepts_of(world: World, concept: str | list[str]) -> list[str]:
-    """The concepts asked for. ValueError for none, one named twice, or an unknown one."""
+    """The concepts asked for. ValueError for none, one named twice, or an unknown one.
+
+    Two names are one where they differ in the encoding of an accent only, or in outer spaces.
+    """
     concepts = [concept] if isinstance(concept, str) else list(concept)
-    if not concepts or len(set(concepts)) < len(concepts):
+    if not concepts or len({NFC(name).strip() for name in concepts}) < len(concepts):
         raise ValueError(f"concepts is {concepts!r}: give different names, at least one")
     for name in concepts:
         world.kind(name)
     return concepts
 
 
+@typed
 def unlearn(
-    world: World, concept: str | list[str], method: str, *, seed: int = 0, progress: bool = True,
+    world: World, concept: str | list[str], method: str, *, seed: Seed = 0, progress: bool = True,
     **options,
 ) -> Edit:  # fmt: skip
     """Make the world forget one concept, or several at once; the world itself is unchanged.

@@ -27,9 +27,10 @@ from helpers.concepts import BARE, TEMPLATES, filled, pair_prompt
 from helpers.denoise import guided_pair, predict
 from helpers.diffusion import noised, to_latents
 from helpers.images import base_images, concept_latents
-from helpers.parameters import Dense
+from helpers.options import Count, Positive, Weight, Whole
+from helpers.parameters import Dense, Group
 from helpers.seeds import training_seeds
-from helpers.training import Problem, Training, at_least
+from helpers.training import Problem, Training
 from helpers.worlds import World
 
 VARIANTS = {  # what a variant sets, unless the user says otherwise
@@ -45,20 +46,18 @@ class Options(Training):
     anchor: str | dict[str, str] = ""
     target: Literal["model", "noise"] = "model"  # the paper finds the model-based one better
     variant: Literal["paper", "sepme-code"] = "paper"
-    group: str = "kv"  # keys and values, as the paper trains; "sepme-code": all of cross-attention
-    prior: float = 1.0  # weight of the anchor's own loss: the paper's; "sepme-code": 10
-    images: int = 8  # of the anchor, sampled by the base for each concept; the release has 200
-    steps: int = 50  # half the release's: enough at this rate
-    lr: float = 3e-4  # the release's 1.6e-5 is for a network a hundred times as large
-    batch_size: int = 4  # the release's
+    group: Group = "kv"  # keys and values, as in the paper; "sepme-code": all of cross-attention
+    prior: Weight = 1.0  # weight of the anchor's own loss: the paper's; "sepme-code": 10
+    images: Count = 8  # of the anchor, sampled by the base for each concept; the release has 200
+    steps: Whole = 50  # half the release's: enough at this rate
+    lr: Positive = 3e-4  # the release's 1.6e-5 is for a network a hundred times as large
+    batch_size: Count = 4  # the release's
     decay: Literal["constant", "cosine"] = "cosine"
-    clip: float | None = 1.0
+    clip: Positive | None = 1.0
     accumulate_grads: bool = False  # True: the missing zero_grad of SepME's release, for study
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, 0, "prior")
-        at_least(self, 1, "images")
         if self.variant == "sepme-code" and self.target == "noise":
             raise ValueError(
                 "SepME's release has no noise-based AbConcept: "

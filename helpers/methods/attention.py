@@ -27,9 +27,10 @@ from helpers.attention import (
 from helpers.denoise import predict
 from helpers.diffusion import noised
 from helpers.images import caption_templates, concept_latents, retain_latents
-from helpers.parameters import Dense
-from helpers.seeds import STRIDE
-from helpers.training import Problem, Training, at_least
+from helpers.options import Count, Images, Positive, Weight, Whole
+from helpers.parameters import Dense, Group
+from helpers.seeds import step_generator
+from helpers.training import Problem, Training
 from helpers.worlds import World
 
 
@@ -38,26 +39,26 @@ class Options(Training):
     """Options of the three losses, each default with its reason."""
 
     variant: Literal["paper", "code"] = "paper"
-    lam: float = 0.0  # weight of the attention loss: each method has its own
-    recon: float = 1.0  # weight of the reconstruction term; the release has none (0)
+    lam: Weight = 0.0  # weight of the attention loss: each method has its own
+    recon: Weight = 1.0  # weight of the reconstruction term; the release has none (0)
     # whose images: other concepts, or the concept itself, whose images work against L_attn
     recon_on: Literal["retain", "concept"] = "retain"
     end: bool = True  # EOS and padding count too: they have read the name, and would still say it
-    group: str = "xattn"  # which parameters: all of cross-attention, as the paper trains
+    group: Group = "xattn"  # which parameters: all of cross-attention, as the paper trains
     skip_first_and_last: bool = False  # the paper's rows S: neither trained nor counted
     skip_as_released: bool = False  # the release's reading of "last": the middle block, for study
-    images: str | int = 16  # a folder of the user's own, or how many the base model samples
+    images: Images = 16  # a folder of the user's own, or how many the base model samples
     add_noise: bool = True  # False: the paper's Table IV, where clean latents are fed
-    steps: int = 40
-    lr: float = 1e-3  # the release's 2e-5 is for a network a hundred times as large
-    batch_size: int = 4
+    steps: Whole = 40
+    lr: Positive = 1e-3  # the release's 2e-5 is for a network a hundred times as large
+    batch_size: Count = 4
     decay: Literal["constant", "cosine"] = "cosine"
-    clip: float | None = 1.0
+    clip: Positive | None = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, 0, "lam", "recon")
-        at_least(self, 1, "images")
+        if self.lam + self.recon == 0:
+            raise ValueError("lam is 0 and recon 0: give at least one loss a weight")
 
 
 def chosen_layers(world: World, options: Options) -> list[str]:
@@ -119,7 +120,7 @@ def problem(
         with processors(world.unet, lambda name: AttentionProcessor(collect), layers):
             eps_hat = predict(world, increments.leaves, x_t, t, states[pick])
         with torch.random.fork_rng(devices=[]):  # random stimulus draws its targets on the spot
-            torch.manual_seed(seed * STRIDE + step)
+            torch.manual_seed(step_generator(seed, step).initial_seed())
             values = {"attention": torch.stack([loss(layers) for layers in maps]).mean()}
         if options.recon:
             rows = slice(n, None) if rehearse else slice(None)

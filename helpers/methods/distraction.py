@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from helpers import losses
 from helpers.methods import attention
+from helpers.options import Weight
 from helpers.training import Problem
 from helpers.worlds import World
 
@@ -17,7 +18,7 @@ class Options(attention.Options):
     """Options of distraction: those of the attention losses."""
 
     # the paper gives none; this one lets the gradient of L_recon hold against that of L_attn
-    lam: float = 0.0012
+    lam: Weight = 0.0012
 
 
 def problem(world: World, concepts: list[str], options: Options, seed: int) -> Problem:

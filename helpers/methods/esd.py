@@ -20,7 +20,8 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.denoise import guided_pair, predict, rollout
-from helpers.parameters import Dense
+from helpers.options import Count, Positive, Whole
+from helpers.parameters import Dense, Group
 from helpers.training import Problem, Training
 from helpers.worlds import World
 
@@ -32,18 +33,18 @@ class Options(Training):
     # x_t from the edited model, or ("code") from the frozen one
     variant: Literal["paper", "code"] = "paper"
     eta: float = 1.0  # strength of the negated guidance, in the paper's sense: the releases' too
-    group: str = "ESD-x"  # for names and styles; "ESD-u" for what shows without being named
+    group: Group = "ESD-x"  # for names and styles; "ESD-u" for what shows without being named
     guidance: float = 3.0  # of the rollout: the paper's
-    rollout_steps: int = (
+    rollout_steps: Count = (
         5  # DDIM steps over the whole schedule; the paper's 50 take ten times as long
     )
-    steps: int = 50  # the paper's 1000, of one image each, would take minutes
-    lr: float = (
+    steps: Whole = 50  # the paper's 1000, of one image each, would take minutes
+    lr: Positive = (
         3e-4  # the paper's 1e-5 is for a network a hundred times as large, 20 times the steps
     )
-    batch_size: int = 2  # one t each; twice as many cost nearly twice the rollouts
+    batch_size: Count = 2  # one t each; twice as many cost nearly twice the rollouts
     decay: Literal["constant", "cosine"] = "cosine"
-    clip: float | None = 1.0
+    clip: Positive | None = 1.0
 
 
 def problem(world: World, concepts: list[str], options: Options, seed: int) -> Problem:

@@ -24,9 +24,10 @@ from helpers.denoise import predict
 from helpers.diffusion import noised, predict_x0, snr, to_latents
 from helpers.images import augmented, base_images, caption_templates, captions, own_images
 from helpers.inversion import invert, soft_tokens
-from helpers.parameters import Dense
+from helpers.options import Count, Images, Positive, Share, Weight, Whole
+from helpers.parameters import Dense, Group
 from helpers.seeds import training_seeds
-from helpers.training import Problem, Training, above, at_least
+from helpers.training import Problem, Training
 from helpers.worlds import World
 
 RESTEERING = {"paper": "fmn", "code": "paper"}  # our variant -> that of ``losses.resteering``
@@ -36,45 +37,42 @@ RESTEERING = {"paper": "fmn", "code": "paper"}  # our variant -> that of ``losse
 class Options(Training):
     """Options of Forget-Me-Not, each default with its reason."""
 
-    attention: float = 1.0  # weight of re-steering; the paper gives none
+    attention: Weight = 1.0  # weight of re-steering; the paper gives none
     # weight of the visual denoising loss; the paper gives none, the release has no such loss (0)
-    visual: float = 1.0
+    visual: Weight = 1.0
     # Algorithm 1, or un-squared and with EOS and padding tokens
     variant: Literal["paper", "code"] = "paper"
     # x0_tilde is blind to the concept's tokens, or to EOS and padding too: these carry it on
     hidden: Literal["concept", "end"] = "end"
     # keys and values of cross-attention, the paper's target: with queries and outputs too ("xattn")
     # no one rate was found for a style, an object and a person; the release trains all, "unet"
-    group: str = "kv"
+    group: Group = "kv"
     # of L_vis over t, so that noisy t do not rule; "none" is as printed
     weighting: Literal["none", "min-snr"] = "min-snr"
-    gamma: float = 5.0  # largest weight of "min-snr", the value of its paper
-    visual_from: float = 0.0  # L_vis counts between these two shares of the timesteps;
-    visual_to: float = 1.0  # the paper uses all of them
-    images: str | int = 16  # a folder of the user's own, or how many the base model samples
-    pairs: int = 16  # with a folder: images sampled for each concept, since L_vis needs pairs
-    augment: int = 0  # flipped, cropped, coloured copies beside each image
-    inversion_tokens: int = 0  # soft tokens found first, in place of the name; the release finds 4
-    inversion_steps: int = 60  # enough in the emoji world; the release takes 500 of one image each
-    steps: int = 35  # the release
-    lr: float = 6.5e-4  # the release's 2e-6 is for a larger network, to be tuned for each concept
-    lr_scale_for_styles: float = 0.8  # at the rate of an object a style's neighbours go too
-    batch_size: int = 4
+    gamma: Positive = 5.0  # largest weight of "min-snr", the value of its paper
+    visual_from: Share = 0.0  # L_vis counts between these two shares of the timesteps;
+    visual_to: Share = 1.0  # the paper uses all of them
+    images: Images = 16  # a folder of the user's own, or how many the base model samples
+    pairs: Count = 16  # with a folder: images sampled for each concept, since L_vis needs pairs
+    augment: Whole = 0  # flipped, cropped, coloured copies beside each image
+    inversion_tokens: Whole = 0  # soft tokens found first, for the name; the release finds 4
+    inversion_steps: Whole = 60  # enough for the emoji world; the release: 500 of one image each
+    steps: Whole = 35  # the release
+    lr: Positive = 6.5e-4  # the release's 2e-6 is for a larger network, tuned for each concept
+    lr_scale_for_styles: Positive = 0.8  # at the rate of an object a style's neighbours go too
+    batch_size: Count = 4
     decay: Literal["constant", "cosine"] = "constant"  # the release
     # the release's intention: it clips nothing, since its list of parameters is used up
-    clip: float | None = 1.0
+    clip: Positive | None = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        above(self, 0, "lr_scale_for_styles")
-        at_least(self, 0, "attention", "visual", "augment", "inversion_tokens")
-        at_least(self, 1, "images", "pairs")
         if self.attention + self.visual == 0:
-            raise ValueError("attention is 0 and visual 0: at least one loss must count")
-        if not 0 <= self.visual_from < self.visual_to <= 1:
+            raise ValueError("attention is 0 and visual 0: give at least one loss a weight")
+        if not self.visual_from < self.visual_to:
             raise ValueError(
                 f"visual_from is {self.visual_from} and visual_to {self.visual_to}: "
-                "want 0 <= visual_from < visual_to <= 1"
+                "give 0 <= visual_from < visual_to <= 1"
             )
 
 

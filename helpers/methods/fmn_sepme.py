@@ -20,12 +20,13 @@ from torch import Tensor
 
 from helpers import losses
 from helpers.attention import cross_attentions
-from helpers.concepts import BARE, check_template, filled
+from helpers.concepts import BARE, filled
 from helpers.denoise import predict
 from helpers.diffusion import noised
 from helpers.images import concept_latents
-from helpers.parameters import Dense
-from helpers.training import Problem, Training, at_least
+from helpers.options import Count, Images, Positive, Template, Whole
+from helpers.parameters import Dense, Group
+from helpers.training import Problem, Training
 from helpers.worlds import World
 
 
@@ -34,22 +35,17 @@ class Options(Training):
     """Options of SepME's FMN, each default with its reason."""
 
     # the release's caption, for styles, objects and people; c' is it without {c}
-    template: str = "a painting of {c}"
-    group: str = "xattn"  # all of cross-attention, as the release trains
-    images: str | int = 8  # a folder of the user's own, or how many the base model samples
-    steps: int = 11  # FMN10 of SepME's Table 1; its other rows are 21, 31 and 51
+    template: Template = "a painting of {c}"
+    group: Group = "xattn"  # all of cross-attention, as the release trains
+    images: Images = 8  # a folder of the user's own, or how many the base model samples
+    steps: Whole = 11  # FMN10 of SepME's Table 1; its other rows are 21, 31 and 51
     # at it FMN50 moves weights 1.6 to 2 times as far as AbConcept; in SepME's Tables 2 and 7, 1.6
     # to 1.7
-    lr: float = 8e-4
-    batch_size: int = 4  # the release has one image a step
+    lr: Positive = 8e-4
+    batch_size: Count = 4  # the release has one image a step
     decay: Literal["constant", "cosine"] = "constant"  # the release's
-    clip: float | None = None  # the release clips nothing
+    clip: Positive | None = None  # the release clips nothing
     accumulate_grads: bool = False  # True: the release's missing zero_grad, for study
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, 1, "images")
-        check_template(self.template)
 
 
 @contextlib.contextmanager

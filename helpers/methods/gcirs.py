@@ -13,7 +13,7 @@ the test comes after the update, as released.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from helpers.concepts import BARE
 from helpers.denoise import guided_pair
 from helpers.diffusion import noised
 from helpers.images import concept_latents
-from helpers.parameters import Dense
-from helpers.training import Problem, Training, at_least
+from helpers.options import AtLeast, Below, Count, Images, Positive, Weight, Whole
+from helpers.parameters import Dense, Group
+from helpers.seeds import generator_of
+from helpers.training import Problem, Training
 from helpers.worlds import World
 
 VARIANTS = {  # what the release does otherwise than the paper says, unless the user says otherwise
@@ -41,30 +43,25 @@ class Options(Training):
     # images still show a recognisable church: what the prompt adds no longer agrees with what it
     # added, and still makes a church
     tau: float | tuple[float, ...] = -2e-3
-    lam: float = 3e-5  # weight of ||delta||_1 / M: the paper's
+    lam: Weight = 3e-5  # weight of ||delta||_1 / M: the paper's
     # balance of several concepts: the release's, or ("scalar") the paper's
     eta: Literal["tensor-norm", "scalar"] = "tensor-norm"
-    group: str = "xattn"  # all of cross-attention, as the paper trains
-    images: str | int = 16  # a folder of the user's own, or how many the base model samples
-    steps: int = 200  # at most; the statistic stops earlier
-    lr: float = 3e-4  # the paper's 1e-6 is for a network a hundred times as large
-    batch_size: int = 4  # images of each concept a step; the paper uses one
+    group: Group = "xattn"  # all of cross-attention, as the paper trains
+    images: Images = 16  # a folder of the user's own, or how many the base model samples
+    steps: Whole = 200  # at most; the statistic stops earlier
+    lr: Positive = 3e-4  # the paper's 1e-6 is for a network a hundred times as large
+    batch_size: Count = 4  # images of each concept a step; the paper uses one
     # so many (image, noise, t) triples in all, the base's side computed once; None: always fresh
-    fixed_triples: int | None = None
-    momentum: float = 0.9  # alpha: the paper's
-    min_steps: int = 12  # updates before a stop: the release's
+    fixed_triples: Count | None = None
+    momentum: Annotated[float, AtLeast(0), Below(1)] = 0.9  # alpha: the paper's
+    min_steps: Whole = 12  # updates before a stop: the release's
     decay: Literal["constant", "cosine"] = "constant"  # the paper's
-    clip: float | None = None  # the paper clips nothing
+    clip: Positive | None = None  # the paper clips nothing
     variant: Literal["paper", "code-jan", "code-head"] = "paper"
-
-    def __post_init__(self):
-        super().__post_init__()
-        at_least(self, 0, "lam")
-        at_least(self, 1, "images", "fixed_triples")
 
     def taus(self, concepts: list[str]) -> tuple[float, ...]:
         """One tau for each concept. ValueError for another number of them."""
-        taus = (self.tau,) * len(concepts) if isinstance(self.tau, int | float) else tuple(self.tau)
+        taus = self.tau if isinstance(self.tau, tuple) else (self.tau,) * len(concepts)
         if len(taus) != len(concepts):
             raise ValueError(
                 f"{len(taus)} values of tau for {len(concepts)} concepts: give one, or one for each"
@@ -126,8 +123,7 @@ class Correlations:
         if total is None:
             return self.noised(concept, n, generator)
         if concept not in self.fixed:
-            first = torch.Generator().manual_seed(self.seed)
-            self.fixed[concept] = self.noised(concept, total, first)
+            self.fixed[concept] = self.noised(concept, total, generator_of(self.seed))
         pick = torch.randint(total, (n,), generator=generator)
         return tuple(value[pick] for value in self.fixed[concept])
 
@@ -144,7 +140,7 @@ class Correlations:
             seed = torch.randint(2**31, (1,), generator=generator).item()
             if term(concept) in stopped:
                 continue
-            x_t, t, base = self.batch(concept, torch.Generator().manual_seed(seed))
+            x_t, t, base = self.batch(concept, generator_of(seed))
             c = self.states[concept]
             edited = delta_eps(self.world, increments(concept), x_t, t, c, self.null)
             product = (base * edited).detach()

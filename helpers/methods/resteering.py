@@ -9,6 +9,7 @@ from typing import Literal
 
 from helpers import losses
 from helpers.methods import attention
+from helpers.options import Weight
 from helpers.training import Problem
 from helpers.worlds import World
 
@@ -19,7 +20,7 @@ class Options(attention.Options):
 
     variant: Literal["paper", "code", "fmn"] = "paper"
     # the paper gives none; this one lets the gradient of L_recon hold against that of L_attn
-    lam: float = 0.006
+    lam: Weight = 0.006
 
 
 def problem(world: World, concepts: list[str], options: Options, seed: int) -> Problem:

@@ -14,14 +14,15 @@ lr times that is nothing in 50 steps.
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from helpers import losses
 from helpers.denoise import predict, rollout
-from helpers.parameters import Dense
+from helpers.options import AtLeast, Below, Count, Positive, Whole
+from helpers.parameters import Dense, Group
 from helpers.training import Problem, Training
 from helpers.worlds import World
 
@@ -32,26 +33,19 @@ class Options(Training):
 
     # m of the teacher. What is left of its start, 0.97^50 = 0.22, is the release's 0.999^1500 =
     # 0.22
-    ema: float = 0.97
-    group: str = "xattn"  # all of cross-attention, as the release trains
+    ema: Annotated[float, AtLeast(0), Below(1)] = 0.97  # 0: the teacher is the student
+    group: Group = "xattn"  # all of cross-attention, as the release trains
     guidance: float = 3.0  # of the rollout: the release's
-    rollout_steps: int = (
+    rollout_steps: Count = (
         5  # DDIM steps over the whole schedule; the release's 50 take ten times as long
     )
-    steps: int = 50  # the release's 1500, of one image each, would take minutes
-    lr: float = (
+    steps: Whole = 50  # the release's 1500, of one image each, would take minutes
+    lr: Positive = (
         5e-4  # the release's 1e-5 is for a network a hundred times as large, 30 times the steps
     )
-    batch_size: int = 2  # one t each; twice as many cost nearly twice the rollouts
+    batch_size: Count = 2  # one t each; twice as many cost nearly twice the rollouts
     decay: Literal["constant", "cosine"] = "cosine"
-    clip: float | None = 1.0  # the release's
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.ema < 1:
-            raise ValueError(
-                f"ema is {self.ema}: give 0 (the teacher is the student) or more, and less than 1"
-            )
+    clip: Positive | None = 1.0  # the release's
 
 
 @torch.no_grad()

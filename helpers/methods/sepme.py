@@ -13,7 +13,7 @@ comes to the same, since no other concept's prompts see it.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from helpers.concepts import filled
 from helpers.edits import Edit
 from helpers.methods import gcirs, options_of, unlearn
 from helpers.nullspace import null_space_report
+from helpers.options import Above, Below, Names, Positive, Prompt, Seed, typed
 from helpers.parameters import NullSpace
 from helpers.training import Problem
 from helpers.worlds import World
@@ -40,20 +41,25 @@ class Options(gcirs.Options):
     tau: float | tuple[float, ...] = 0.0  # the paper's default, which is enough here
     # only keys and values read the text alone, so only they can be protected for every image
     group: Literal["kv"] = "kv"
-    lr: float = 1e-3  # a step of Adam moves an increment by lr * beta; the paper's product is 1e-6
-    beta: float = 1.0  # scale of S; at the paper's 1e-4 gradients come near Adam's epsilon
-    known: tuple[str, ...] = ()  # concepts protected besides those that are erased together
+    lr: Positive = 1e-3  # a step of Adam moves increments by lr * beta; the paper's product is 1e-6
+    beta: Positive = 1.0  # scale of S; at the paper's 1e-4 gradients come near Adam's epsilon
+    known: Names = ()  # concepts protected besides those that are erased together
     # templates ("a church in the style of {c}") or whole prompts, protected too
-    protect: tuple[str, ...] = ()
-    energy: float | None = (
-        None  # share of A's energy to protect if prompts fill the space; None: all
-    )
+    protect: tuple[Prompt, ...] = ()
+    # share of A's energy to protect if prompts fill the space; None: all
+    energy: Annotated[float, Above(0), Below(1)] | None = None
     # ||w||_1 / M (paper); the sum of mean |w| (January); ||delta||_1 / M (later)
     penalty: Literal["w", "w-mean", "delta"] = "w"
     mean_of_active: bool = False  # divide the loss by the number of active concepts (January)
     # all at once (Table 3); one after another (SepME1); each protecting those before it (SepME2)
     mode: Literal["joint", "separate", "iterative"] = "separate"
     first: dict = field(default_factory=dict)  # G-CiRs' options for the first of "iterative"
+
+    def __post_init__(self):
+        super().__post_init__()
+        first = options_of("gcirs", self.first)  # a wrong one is refused now
+        converted = {name: getattr(first, name) for name in self.first}
+        object.__setattr__(self, "first", converted)
 
 
 def protected_prompts(concepts: list[str], templates: tuple[str, ...] = ()) -> list[str]:
@@ -138,8 +144,9 @@ def problem(world: World, concepts: list[str], options: Options, seed: int) -> l
     return problems
 
 
+@typed
 def erase_separably(
-    world: World, concepts: list[str], *, seed: int = 0, progress: bool = True,
+    world: World, concepts: list[str], *, seed: Seed = 0, progress: bool = True,
     folder: str | Path | None = None, **options,
 ) -> dict[str, Edit]:  # fmt: skip
     """One edit for each concept: ``unlearn(world, concepts, method="sepme", ...).parts``.
@@ -147,8 +154,6 @@ def erase_separably(
     folder: where checkpoints are kept, so that a killed run goes on.
     ValueError for one name in place of a list, and as ``unlearn``.
     """
-    if isinstance(concepts, str):
-        raise ValueError(f"concepts is {concepts!r}: give a list of different names, at least one")
     whole = unlearn(
         world, concepts, "sepme", seed=seed, progress=progress, checkpoint=folder, **options
     )
