@@ -7,7 +7,6 @@ from here on: ``predict`` converts its output, once, and everything else sees ep
 
 import contextlib
 import itertools
-import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,15 +66,6 @@ class Sampling:
             scheduler = SAMPLERS[self.sampler]({**config, "steps_offset": 0})
             scheduler.set_timesteps(self.steps, device=world.device)
         return scheduler
-
-
-def is_whole(value) -> bool:
-    """Whether a value is an integer, NumPy's included; True and False are none."""
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
 
 
 def of_part(delta: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -365,9 +365,7 @@ def listed(name: str, value, annotation) -> list | tuple:
     if array and value.ndim == 1 and inner[0] is not Tensor:
         value = value.tolist()
     sized = hasattr(value, "__len__") and hasattr(value, "__iter__")
-    if not sized or isinstance(
-        value, str | bytes | set | frozenset | Mapping | np.ndarray | Tensor
-    ):
+    if not sized or isinstance(value, NO_LISTS):
         raise refusal(name, value, annotation)
     fixed = origin is tuple and inner[-1] is not ...
     if fixed and len(inner) != len(value):

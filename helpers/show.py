@@ -15,6 +15,7 @@ from helpers.reader import checked_images
 
 IMAGE = Rule("(3, H, W)", lambda image: image.ndim == 3 and len(image) == 3)
 IMAGES = Rule("(n, 3, H, W)", lambda x: x.ndim == 4 and x.shape[1] == 3 and 0 not in x.shape)
+NOT_HERE = "Not with these settings"  # how a finding begins that does not hold
 INK, ACCENT, QUIET = "#1f2933", "#2f6fb0", "#9aa5b1"
 SQUARES = Rule(
     "(side, side) each, all of one size",
@@ -181,3 +182,17 @@ def table(head: list[str], rows: Iterable[Iterable], caption: str = "") -> Markd
             )
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return Markdown(text + (f"\n\n{caption}" if caption else ""))
+
+
+@typed(sentence=NOT_EMPTY)
+def finding(sentence: str, holds: bool, figures: dict[str, float | int | str]) -> Markdown:
+    """A sentence about a result, with its figures, if it holds; else it says that it does not.
+
+    holds: the condition that makes the sentence true, computed from what was measured. figures:
+    what the reader may check it by. So a text cannot outlive the result that it speaks of: such a
+    cell of a notebook is tagged ``finding``, and a test wants all of them to hold as committed.
+    """
+    shown = {name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in figures.items()}
+    evidence = ", ".join(f"{name} {value}" for name, value in shown.items())
+    opening = "**Found:**" if holds else f"**{NOT_HERE}:**"
+    return Markdown(f"{opening} {sentence} ({evidence})")

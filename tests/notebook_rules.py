@@ -6,6 +6,8 @@ import re
 
 import nbformat
 
+from helpers.show import NOT_HERE
+
 SETUP = """# Set-up, the same in every notebook: find the kit; on Colab, clone it, install the rest.
 import importlib.util
 import os
@@ -77,6 +79,28 @@ def output_text(cell) -> str:
     return "\n".join("".join(part) for part in parts)
 
 
+def wrong_finding(cell) -> list[str]:
+    """What is wrong with a cell as a finding: a sentence, its condition, its figures; it holds."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "finding"
+    ]
+    if ("finding" in tags(cell)) != (len(calls) == 1):
+        return [f"has {len(calls)} findings and the tags {tags(cell)}: one call, one tag"]
+    said = []
+    for call in calls:
+        if len(call.args) != 3 or isinstance(call.args[1], ast.Constant):
+            said.append("has a finding without a sentence, a computed condition and figures")
+        if re.search(r"\d\.\d", ast.unparse(call.args[0])):
+            said.append("writes a figure into a finding's sentence: give it among the figures")
+        if NOT_HERE in output_text(cell):
+            said.append(f"holds a finding that does not hold: {output_text(cell)[:80]!r}")
+        elif cell.source.strip() and "**Found:**" not in output_text(cell):
+            said.append("does not show its finding: end the cell with it")
+    return said
+
+
 def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
     """Everything about a notebook that breaks the rules, in words; nothing for a good one."""
     said, cells = [], notebook.cells
@@ -131,6 +155,7 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
             said.append(f"{where} shows a warning")
         if MACHINE_PATH.search(output_text(cell)):
             said.append(f"{where} shows a path of a machine")
+        said += [f"{where} {what}" for what in wrong_finding(cell)]
         address = cell.metadata.get("lethe", {}).get("same_as")
         if address:
             kinds = ast.FunctionDef | ast.ClassDef

@@ -15,10 +15,12 @@ import json
 import linecache
 import math
 import pkgutil
+import sys
 import traceback
 from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -165,6 +167,7 @@ OTHERS = {  # by function: what differs from ``plain_call``, and the options to 
     "evaluation.scores.lpips_distance": {"size": 32},
     "images.base_images": {"steps": 1},
     "images.concept_latents": {"images": 1},
+    "images.photographs": {"person": "someone", "datasets": ("a/set",)},
     "inversion.invert": {"steps": 1},
     "losses.random_stimulus": {"noise": None},
     "losses.balance": {"variant": "scalar"},
@@ -178,6 +181,7 @@ OTHERS = {  # by function: what differs from ``plain_call``, and the options to 
     "seeds.measured_seeds": {"what": "seeds"},
     "show.accuracies": {"rows": {"esd": {"church": (0.1, 0.0, 0.2)}}},
     "show.coloured": {"maps": [torch.rand(4, 4)]},
+    "show.finding": {"sentence": "It is gone.", "holds": True, "figures": {"church": 0.1}},
     "show.grid": {"columns": 2, "titles": ["a", "b"], "rows": ["c"]},
     "show.heat": {"maps": torch.rand(2, 4, 4), "titles": ["a", "b"]},
     "show.short_name": {"layer": "up_blocks.2.attentions.1.transformer_blocks.0.attn2"},
@@ -245,6 +249,9 @@ def own_place(bench, monkeypatch):
     """Relative paths and cached images lie in the bench's folder."""
     monkeypatch.chdir(bench.folder)
     monkeypatch.setattr(images, "CACHE", bench.folder / "cache")
+    (bench.folder / "faces" / "someone").mkdir(parents=True, exist_ok=True)
+    fake = SimpleNamespace(dataset_download=lambda name: bench.folder / "faces")
+    monkeypatch.setitem(sys.modules, "kagglehub", fake)
     for name in ("concept_inversion", "relearn"):
         short = functools.partial(getattr(attacks, name), **SHORT)
         monkeypatch.setattr(attacks, name, short)

@@ -86,10 +86,43 @@ def edit_ending(notebook):
     notebook.cells[:] = [c for c in notebook.cells if "Three things" not in c.source]
 
 
-BREAKS = [v for k, v in sorted(globals().items()) if k.startswith("edit_")]
+def finding(source: str, shown: str, tags=("finding",)):
+    """A way to add a finding: its code, what it shows, and the cell's tags."""
+
+    def add(notebook):
+        last = [c for c in notebook.cells if c.cell_type == "code"][-1]
+        data = nbformat.v4.new_output("display_data", {"text/markdown": shown})
+        notebook.cells.append(
+            nbformat.v4.new_code_cell(
+                source, outputs=[data], execution_count=last.execution_count + 1,
+                metadata={"tags": list(tags)},
+            )
+        )  # fmt: skip
+
+    return add
 
 
-@pytest.mark.parametrize("break_it", BREAKS, ids=lambda f: f.__name__)
+GOOD = 'show.finding("The church is gone.", share < 0.5, {"church": share})'
+FOUND = "**Found:** The church is gone. (church 0.12)"
+edit_finding_untagged = finding(GOOD, FOUND, tags=())
+edit_finding_false = finding(GOOD, "**Not with these settings:** The church is gone. (church 0.9)")
+edit_finding_constant = finding(GOOD.replace("share < 0.5", "True"), FOUND)
+edit_finding_figure = finding(GOOD.replace("gone", "gone to 0.12"), FOUND)
+edit_finding_two = finding(f"{GOOD}\n{GOOD}", FOUND)
+edit_finding_silent = finding(GOOD + ";", "")
+edit_finding_none = finding("x = 1", FOUND)
+
+
+def test_a_good_finding_is_good():
+    notebook = copy.deepcopy(read(NOTEBOOKS[0]))
+    finding(GOOD, FOUND)(notebook)
+    assert problems(notebook) == []
+
+
+BREAKS = {k: v for k, v in sorted(globals().items()) if k.startswith("edit_")}
+
+
+@pytest.mark.parametrize("break_it", BREAKS.values(), ids=BREAKS)
 def test_the_rules_catch_a_bad_notebook(break_it):
     good = read(NOTEBOOKS[0])
     bad = copy.deepcopy(good)

@@ -174,3 +174,14 @@ def test_a_table_keeps_its_columns():
     ]
     with pytest.raises(ValueError, match="has 1 cells: give 2"):
         show.table(["a", "b"], [("only one",)])
+
+
+def test_a_finding_says_what_holds_and_what_does_not():
+    figures = {"church": 0.125, "of": 24, "judge": "the second"}
+    said = show.finding("The church is gone.", torch.tensor(True), figures).data
+    assert said == "**Found:** The church is gone. (church 0.125, of 24, judge the second)"
+    said = show.finding("The church is gone.", np.bool_(False), figures).data
+    assert said.startswith("**Not with these settings:** The church is gone. (church 0.125")
+    for wrong in (None, 0.5, "yes"):
+        with pytest.raises(ValueError, match=r"holds is .*: give True or False"):
+            show.finding("The church is gone.", wrong, figures)
