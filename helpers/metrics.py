@@ -12,6 +12,7 @@ from helpers.evaluation.scores import (
     lpips_distance,
     no_concept,
     roughness,
+    style_diversity,
     unlearn_canvas,
 )
 from helpers.stats import student_interval, wilson_interval
@@ -19,5 +20,5 @@ from helpers.stats import student_interval, wilson_interval
 __all__ = [
     "accuracy", "accuracy_interval", "clip_score", "collapsed", "drift", "fid", "lpips_distance",
     "m_score", "no_concept", "presence", "report", "roughness", "student_interval",
-    "unlearn_canvas", "wilson_interval",
+    "style_diversity", "unlearn_canvas", "wilson_interval",
 ]  # fmt: skip

@@ -161,7 +161,7 @@ OTHERS = {  # by function: what differs from ``plain_call``, and the options to 
     "evaluation.attacks.run_all": {"sampling": {"steps": 1}},
     "evaluation.memory.m_score": {"steps": 1, "seeds": (0,)},
     "evaluation.report.report": {
-        "n": 1, "attack": False, "sampling": {"steps": 1}, "lpips_size": 32,
+        "n": 1, "unnamed": 2, "attack": False, "sampling": {"steps": 1}, "lpips_size": 32,
     },
     "evaluation.scores.drift": {"steps": 1, "size": 32},
     "evaluation.scores.lpips_distance": {"size": 32},

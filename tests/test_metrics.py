@@ -283,6 +283,27 @@ def test_fid_by_hand():
 # --- the report
 
 
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        (["a"] * 8, 1.0),
+        (["a", "b"] * 4, 2.0),
+        (["a", "b", "c", BLANK], 3.0),  # what has no style does not count
+        ([BLANK] * 4, 0.0),
+        (["a", "a", "b", "b", "c", "c", "c", "c"], 2 * 2**0.5),  # exp of 1.5 ln 2
+    ],
+)
+def test_the_effective_number_of_styles_by_hand(said, value):
+    judge = SimpleNamespace(styles=lambda images: said)
+    world = SimpleNamespace(styles=["a", "b", "c"], judge=judge)
+    found = metrics.style_diversity(world, torch.zeros(len(said), 3, 8, 8))
+    low, high = found["interval"]
+    assert found["value"] == pytest.approx(value) and found["n"] == len(said)
+    assert low <= found["value"] <= high + 1e-9 and found["shares"]["a"] == said.count("a") / len(
+        said
+    )
+
+
 def measured(world):
     """A tiny world with a judge, a CLIPModel and an LPIPS of random weights."""
     give_lpips(world)
@@ -327,6 +348,14 @@ def test_report_holds_every_value(tiny_world, tmp_path, cache, short_attacks, sc
     values = stored["concepts"]
     assert len(values) > 2 and [name for name, v in values.items() if v["erased"]] == ["church"]
     assert next(iter(values)) == "church"
+    unnamed = stored["unnamed"]
+    assert unnamed["prompts"] == ["castle", "dog"], "the erased church is not among them"
+    for at in ("before", "after"):
+        found = unnamed[at]
+        low, high = found["interval"]
+        assert found["n"] == 36 and 0 <= low <= high <= len(world.styles)
+    if scale == 0:
+        assert unnamed["before"] == unnamed["after"]
     for v in values.values():  # every ACC stands with the second judge's, and what else is shown
         assert v["second_after"]["n"] == 2 and set(v["no_concept_before"]) == {
             "blank",

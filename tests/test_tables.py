@@ -661,6 +661,10 @@ def invented_report(concept: str, neighbour: str, attacked: bool) -> dict:
     return {
         "concepts": {name: of_name(*given) for name, given in names.items()},
         "canvas": {concept: {"before": canvas(0.0), "after": canvas(1.0)}},
+        "unnamed": {
+            "before": {"value": 6.0, "interval": [5.0, 7.0], "n": 36},
+            "after": {"value": 2.5, "interval": [2.0, 3.0], "n": 36},
+        },
         "drift": {"value": 0.2, "std": 0.1, "n": 25, "interval": [0.16, 0.24]},
         "fid": {"value": 3.0, "n": 25}, "collapsed": {"retained": share, "erased": share},
         "weight_change": {"value": 7.0, "M": 2},
@@ -698,6 +702,8 @@ def test_the_methods_table_from_a_report(tmp_path, world, emoji):
     assert tuple(one("", "weight change")[["value", "M"]]) == (7, 2)
     assert tuple(one("retained", "drift")[["value", "low", "high"]]) == (0.2, 0.16, 0.24)
     assert tuple(one("erased", "UA")[["value", "base", "n"]]) == (1, 0, 3)
+    unnamed = one("retained", "diversity of unnamed prompts")
+    assert tuple(unnamed[["value", "low", "high", "base", "n"]]) == (2.5, 2, 3, 6, 36)
     assert one("erased", "IRA")["n"] == 4 and one("retained", "FID")["value"] == 3
     assert one("retained", "collapsed")["value"] == one("erased", "collapsed")["value"] == 0.5
     attacked = frame[frame["metric"] == "ACC after relearning"]  # of one training seed only

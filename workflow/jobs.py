@@ -50,7 +50,7 @@ IN_NO_NAME = ("world", "dtype", "precision", "sampling", "judge")  # options tha
 
 
 CELL = ("concepts", "weight_change", "M", "made_with")  # what a cell's JSON has
-REPORT = ("concepts", "drift", "canvas", "fid", "collapsed", "weight_change", "attacks")
+REPORT = ("concepts", "drift", "canvas", "unnamed", "fid", "collapsed", "weight_change", "attacks")
 AGAIN = "remove it, and `make tables` makes it again"
 
 
@@ -407,6 +407,12 @@ def rows_of_report(report: dict, concept: str, neighbour: str | None, about: dic
     ):
         share(metric, "erased", after[metric], n, before[metric])
     rows.append(Row(metric="FID", value=float(fid["value"]), n=fid["n"], **retained))
+    if unnamed := report["unnamed"]:
+        before, after = unnamed["before"], unnamed["after"]
+        low, high = after["interval"]
+        values = {"value": after["value"], "n": after["n"], "low": low, "high": high}
+        same = {"evaluated": "retained", "base": before["value"], **about}
+        rows.append(Row(metric="diversity of unnamed prompts", **values, **same))
     for group, found in report["collapsed"].items():
         share("collapsed", group, found["value"], found["n"])
     change = {"value": change["value"], "M": change["M"], "base": 0.0}

@@ -1,5 +1,6 @@
 """Did it work? One call samples from base and edited model, measures, attacks, and shows."""
 
+import itertools
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -21,16 +22,19 @@ from helpers.evaluation.scores import (
     fid,
     lpips_distance,
     no_concept,
+    style_diversity,
     unlearn_canvas,
 )
 from helpers.files import complete
 from helpers.images import as_stored, base_images
-from helpers.options import DISTINCT, Count, File, Seed, check_options, made, typed
+from helpers.options import DISTINCT, Count, File, Seed, Whole, check_options, made, typed
 from helpers.provenance import base_parts, device_of, versions
 from helpers.sampling import sample, sampling_of
 from helpers.seeds import attack_seeds, report_seeds
 from helpers.stats import student_interval, wilson_interval
 from helpers.worlds import World
+
+UNNAMED = 5000  # of a report's seeds, those of unnamed prompts begin here
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Protocol:
     seed: Seed = 0  # image seeds begin at 10 000 * seed
     # retained ones to look at (default ``probes``)
     probe_concepts: Annotated[list[str], DISTINCT] | None = None
+    unnamed: Whole = 36  # images of objects' bare names: which styles do they come out in?
     thin: Count = 3  # of the pairs without an erased concept, every so many-th is measured
     lpips_size: Count | None = None  # pixels; None: the world's own
     attack: bool = True  # run the three attacks on each erased concept
@@ -170,6 +175,25 @@ def canvas(world: World, seen: Evidence) -> dict[str, dict]:
     return values
 
 
+def of_no_style(world: World, edit: Edit, asked: Protocol, progress: bool) -> dict:
+    """Which styles prompts come out in that name none, before and after, from the same seeds.
+
+    Bare names of the world's nine objects (or its first nine), but for erased ones, in turn.
+    """
+    roles = world.roles.get("nine_objects", world.objects[:9])
+    names = [name for name in roles if name not in edit.erased]
+    if not asked.unnamed or not names or not world.styles:
+        return {}
+    prompts = [name for name, _ in zip(itertools.cycle(names), range(asked.unnamed), strict=False)]
+    seeds = report_seeds(asked.seed, UNNAMED + asked.unnamed)[UNNAMED:]
+    before = base_images(world, prompts, seeds, **asked.sampling)
+    after = as_stored(sample(world, prompts, seeds, edit, progress=progress, **asked.sampling))
+    return {
+        "before": style_diversity(world, before), "after": style_diversity(world, after),
+        "prompts": names,
+    }  # fmt: skip
+
+
 def over_retained(world: World, seen: Evidence, distance: Tensor, size: int | None) -> dict:
     """Drift and FID over the images without an erased concept, and which images collapsed."""
     retained = seen.retained
@@ -200,7 +224,8 @@ def report(
     ``"sheet"``, a Matplotlib figure:
 
     concepts[c]: ACC (value, n, interval), the second judge's, the judge's shares of "blank" and
-    "something else", CLIP score, LPIPS; canvas[c]: UA, IRA, CRA; all of these before and after;
+    "something else", CLIP score, LPIPS; canvas[c]: UA, IRA, CRA; unnamed: the styles of prompts
+    that name none, and how many (``style_diversity``); all of these before and after;
     drift, fid, collapsed: over the images that hold no erased concept; weight_change;
     attacks[c][name]; made_with.
     ValueError for an edit that erases nothing, an unknown concept, n or thin < 1; errors of
@@ -220,6 +245,7 @@ def report(
     result = {
         "concepts": by_name(world, seen, distance),
         "canvas": canvas(world, seen),
+        "unnamed": of_no_style(world, edit, asked, progress),
         **over_retained(world, seen, distance, asked.lpips_size),
         "weight_change": {"value": edit.norm(), "M": edit.M},
         "attacks": {},
@@ -287,6 +313,9 @@ def score_lines(result: dict) -> list[str]:
         f"collapsed {result['collapsed']['retained']['value']:.2f};  "
         f"||delta||_1 / M = {change['value']:.3g}, M = {change['M']}"
     ]
+    if result["unnamed"]:
+        before, after = (result["unnamed"][at]["value"] for at in ("before", "after"))
+        lines.append(f"effective number of styles of unnamed prompts {before:.1f} to {after:.1f}")
     for concept, values in result["canvas"].items():
         scores = ", ".join(f"{name} {values['after'][name]:.2f}" for name in ("UA", "IRA", "CRA"))
         lines.append(f"{concept}: {scores}")
