@@ -162,6 +162,9 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
             mine = next(n for n in ast.parse(cell.source).body if isinstance(n, kinds))
             if without_docstrings(mine) != without_docstrings(helper_definition(address)):
                 said.append(f"{where} and {address} differ")
+    findings = sum("finding" in tags(c) for c in code)
+    if findings < 3:
+        said.append(f"it has {findings} findings, fewer than three")
     whole = "\n".join(c.source for c in text)
     if "check." in "\n".join(c.source for c in code) and "<details>" not in whole:
         said.append("there are exercises and no folded hint or solution")

@@ -113,6 +113,11 @@ edit_finding_silent = finding(GOOD + ";", "")
 edit_finding_none = finding("x = 1", FOUND)
 
 
+def edit_finding_few(notebook):
+    found = [c for c in notebook.cells if "finding" in c.metadata.get("tags", [])]
+    notebook.cells[:] = [c for c in notebook.cells if c not in found[2:]]
+
+
 def test_a_good_finding_is_good():
     notebook = copy.deepcopy(read(NOTEBOOKS[0]))
     finding(GOOD, FOUND)(notebook)
