@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_rules import problems
+from notebook_rules import output_text, problems
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -138,3 +138,14 @@ def test_the_rules_catch_a_bad_notebook(break_it):
 
 def test_large_files_are_caught():
     assert problems(read(NOTEBOOKS[0]), size=800_000) != []
+
+
+def test_the_readme_s_count_of_claims_is_the_notebook_s():
+    counts = r"Of (\d+) claims .*?, (\d+) hold here, (\d+) do not, and (\d+)\s+cannot be told"
+    said = re.search(counts, (ROOT / "README.md").read_text(), re.S).groups()
+    cells = read(next(p for p in NOTEBOOKS if p.stem.startswith("11"))).cells
+    shown = output_text(next(c for c in cells if c.get("id") == "f-claims"))
+    found = re.search(
+        r"holds (\d+), does not hold (\d+), cannot be told here (\d+), claims (\d+)", shown
+    )
+    assert said == (found[4], found[1], found[2], found[3])
