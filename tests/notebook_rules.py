@@ -9,14 +9,14 @@ import nbformat
 from helpers.show import NOT_HERE
 
 SETUP = """# Set-up, the same in every notebook: find the kit; on Colab, clone it, install the rest.
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-kit = importlib.util.find_spec("helpers")  # installed, or imported by a cell before
+kit = find_spec("helpers")  # installed, or imported by a cell before
 installed = [Path(place).parent for place in (kit and kit.submodule_search_locations) or ()]
 cloned = sorted(p.resolve() for p in Path.cwd().glob("lethe*"))  # by this cell, earlier
 here = [Path.cwd(), *Path.cwd().parents, *cloned, *installed]
@@ -29,8 +29,7 @@ if root is None:
     if root.exists():  # half a clone, or something of yours: it stays
         root = root.with_name(f"lethe-{len(cloned) + 1}")
     subprocess.run(["git", "clone", "--depth", "1", repository, str(root)], check=True)
-needed = ("diffusers", "transformers", "lpips")
-missing = [name for name in needed if importlib.util.find_spec(name) is None]
+missing = [name for name in ("diffusers", "transformers", "lpips") if find_spec(name) is None]
 if missing:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 os.chdir(root)
@@ -136,7 +135,7 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
             continue
         if cell.cell_type != "code":
             continue
-        if lines(cell) > 25 and "setup" not in tags(cell):
+        if lines(cell) > 25:
             said.append(f"{where} has {lines(cell)} lines of code")
         tries = re.search(r"^\s*try:", cell.source, re.M)
         if "setup" not in tags(cell) and tries and "import" in cell.source:
