@@ -240,7 +240,18 @@ def verdict(d, t=stats.t.ppf, ddof=1, root=True):
 
 # --- all of them ----------------------------------------------------------------------------------
 
+
+def undone(old, new, states, gamma, swap=False, left=None, rows=True):
+    edge = gamma * torch.eye(states.shape[-1], dtype=states.dtype)
+    gram = edge + sum(V.T @ V for V in (left or new))
+    cross = sum((W.T @ V if swap else V.T @ W) for V, W in zip(new, old, strict=True))
+    back = torch.linalg.solve(gram, cross)
+    return {"gram": gram, "cross": cross, "states": states @ (back.T if rows else back)}
+
+
 RIGHT = {
+    # attacks
+    "undone": [undone],
     # diffusion basics
     "snr": [diffusion.snr],
     "steer_away": [diffusion.steer_away],
@@ -566,6 +577,12 @@ WRONG = {
         lambda a, b: np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1],
         lambda a, b: stats.kendalltau(a, b).statistic,
         lambda a, b: abs(stats.spearmanr(a, b).statistic),
+    ],
+    "undone": [
+        lambda *a: undone(*a, swap=True),  # the base's transposed
+        lambda old, new, *a: undone(old, new, *a, left=old),  # the base's on the left
+        lambda *a: undone(*a, rows=False),  # states are rows
+        lambda old, new, states, gamma: undone(old, new, states, 0.0),  # no gamma
     ],
     "verdict": [
         lambda d: "holds" if np.mean(d) > 0 else "does not hold",  # the sign alone

@@ -9,7 +9,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 def cells_of(notebook: str) -> dict[str, str]:
-    """The code of a notebook, named by the start of its file's name ("06"): id -> source."""
+    """The code of a notebook, named by the start of its file's name ("07"): id -> source."""
     (path,) = NOTEBOOKS.glob(f"{notebook}_*.ipynb")
     cells = nbformat.read(path, 4).cells
     return {cell.id: cell.source for cell in cells if cell.cell_type == "code"}

@@ -1,6 +1,6 @@
 """The figures of the data card, the model card and the README.
 
-    python data/pretrain/figures.py [contact_sheet] [drawn] [styles] [guidance] [forgets]
+    python data/pretrain/figures.py [contact_sheet] [drawn] [styles] [guidance] [forgets] [field]
 
 Images are sampled as the world samples by default. None is left out.
 """
@@ -11,6 +11,7 @@ import torch
 from common import ROOT
 
 from helpers import Edit, World, concepts, load_world, renders, sample, show
+from helpers.methods import METHODS
 from helpers.methods.sepme import erase_separably
 
 FIGURES = ROOT / "figures"
@@ -22,6 +23,7 @@ GUIDED = [
     "church in the style of Noto", "dog in the style of Twemoji", "guitar in the style of OpenMoji",
     "princess in the style of Fluent", "OpenMoji", "EmojiOne",
 ]  # fmt: skip
+FORGETFUL = ["church", "dog"]  # what the README's first picture shows
 SCALES = (1.0, 3.0, 5.0, 7.5)  # of guidance
 
 
@@ -41,6 +43,11 @@ def contact_sheet() -> None:
     rows = 2 * concepts.style_names()
     figure = show.grid(images.flatten(0, 1), columns=half, rows=rows, size=0.5)
     save(figure, "emoji_sets.png")
+
+
+def field() -> None:
+    """A map of the catalogue's methods: what they edit, what they need."""
+    save(show.field_map(METHODS), "field.png")
 
 
 def drawn(world: World) -> None:
@@ -82,11 +89,12 @@ def forgets(world: World) -> None:
         "without all three": whole,
         f"{styles[1]} restored": whole - edits[styles[1]],
     }
-    shown = [*styles, "Fluent", "church", "santa claus"]
-    prompts, seeds = [name for name in shown for _ in range(2)], [0, 1] * len(shown)
-    images = torch.cat([sample(world, prompts, seeds, edit) for edit in rows.values()])
-    titles = [title for name in shown for title in (name, "")]
-    title = "six names, seeds 0 and 1 each, no image left out"
+    shown = [*styles, "Fluent", "Noto"]
+    prompts = [concepts.pair_prompt(thing, style) for thing in FORGETFUL for style in shown]
+    images = torch.cat([sample(world, prompts, [0] * len(prompts), e) for e in rows.values()])
+    things = [FORGETFUL[0], *[""] * (len(shown) - 1), FORGETFUL[1], *[""] * (len(shown) - 1)]
+    titles = [f"{thing}\n{style}" for thing, style in zip(things, shown * 2, strict=True)]
+    title = "“church” and “dog in the style of ...”, seed 0, no image left out"
     figure = show.grid(
         images, columns=len(prompts), titles=titles, rows=list(rows), size=0.8, title=title
     )
@@ -97,12 +105,14 @@ OF_THE_MODEL = (drawn, styles, guidance, forgets)
 
 
 def main() -> None:
-    every = ["contact_sheet", *(function.__name__ for function in OF_THE_MODEL)]
+    every = ["contact_sheet", "field", *(function.__name__ for function in OF_THE_MODEL)]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help=f"{', '.join(every)} (default: all)")
     names = parser.parse_args().names or every
     if "contact_sheet" in names:
         contact_sheet()
+    if "field" in names:
+        field()
     world = load_world("emoji")
     for function in OF_THE_MODEL:
         if function.__name__ in names:

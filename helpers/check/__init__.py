@@ -6,6 +6,7 @@ for each notebook; ``from helpers import check; check.snr(mine)`` reaches all of
 """
 
 # two files, distraction and resteering, have a check of the same name: the package gives the check
+from helpers.check.attacks import undone
 from helpers.check.attention_hooks import hide_weight, share_out, word_map
 from helpers.check.baselines import erasing_target, front, matching_ema, negative_prompt_scale
 from helpers.check.diffusion_basics import eta_step, snr, steer_away
@@ -49,6 +50,7 @@ __all__ = [
     "steer_away",
     "stimulus",
     "stop_step",
+    "undone",
     "verdict",
     "visual_loss",
     "word_map",

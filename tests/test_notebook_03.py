@@ -1,4 +1,4 @@
-"""Notebook 09: the definitions taken out of its cells give what the kit's metrics give."""
+"""Notebook 03: the definitions taken out of its cells give what the kit's metrics give."""
 
 from types import SimpleNamespace
 
@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from helpers import Edit, attacks, metrics
+from helpers import Edit, metrics
 from helpers.evaluation.scores import CLIP_MEAN, CLIP_STD
-from helpers.parameters import select_parameters
 from helpers.perceptual import Perceptual, emoji_network
 
 WRITTEN_OUT = (
     "my_accuracy", "my_lpips", "distance", "relative_drift", "my_clip_score", "my_fid", "shuffled",
-    "spread_and_roughness", "undo",
+    "spread_and_roughness",
 )  # fmt: skip
 
 
@@ -26,9 +25,9 @@ WRITTEN_OUT = (
 def notebook(tiny_world) -> SimpleNamespace:
     """The notebook's own functions, with a tiny world as their ``world``."""
     names = {"world": tiny_world, "torch": torch, "F": F, "sqrtm": sqrtm, "metrics": metrics}
-    names |= {"Edit": Edit, "Tensor": Tensor, "select_parameters": select_parameters}
+    names |= {"Edit": Edit, "Tensor": Tensor}
     names |= {"CLIP_MEAN": CLIP_MEAN, "CLIP_STD": CLIP_STD}
-    return SimpleNamespace(**functions("09", *WRITTEN_OUT, **names))
+    return SimpleNamespace(**functions("03", *WRITTEN_OUT, **names))
 
 
 def pictures(n: int, size: int = 64, seed: int = 0) -> Tensor:
@@ -96,10 +95,3 @@ def test_roughness(notebook):
     spread, rough = notebook.spread_and_roughness(images)
     assert torch.allclose(rough, metrics.roughness(images), atol=1e-5)
     assert spread.tolist() == pytest.approx([x.std((1, 2)).max().item() for x in images], rel=1e-5)
-
-
-def test_undoing_in_closed_form(notebook):
-    edit = random_edit(notebook.world)
-    c = notebook.world.encode(["church"])
-    theirs = attacks.closed_form_states(notebook.world, edit, c)
-    assert torch.allclose(notebook.undo(edit, c), theirs, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Notebooks 07 and 08: the stop of an exercise, what is merged, and the panel that erases."""
+"""Notebooks 09 and 10: the stop of an exercise, what is merged, and the panel that erases."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ def test_chosen_adds_what_is_named(edits):
 
 
 def test_the_notebooks_sum_is_the_helpers(edits):
-    merged = definitions("08", "def-merged", Edit=Edit, Sequence=Sequence)["merged"]
+    merged = definitions("10", "def-merged", Edit=Edit, Sequence=Sequence)["merged"]
     for names in ([], ["Twemoji"], ["Noto", "Twemoji"]):
         mine, theirs = merged(edits, names), widgets.chosen(edits, names)
         assert (mine is None) == (theirs is None) == (not names)

@@ -1,4 +1,4 @@
-"""Notebook 10: a negative prompt samples what a perfect ESD student would; the plane and the table
+"""Notebook 08: a negative prompt samples what a perfect ESD student would; the plane and the table
 say what they show."""
 
 import itertools
@@ -26,7 +26,7 @@ KINDS = {"Twemoji": "style", "church": "object", "santa claus": "person"}
 
 def function(name: str, **names):
     """One function of the notebook, with the names that it uses."""
-    return functions("10", name, torch=torch, Tensor=Tensor, plt=plt, **names)[name]
+    return functions("08", name, torch=torch, Tensor=Tensor, plt=plt, **names)[name]
 
 
 @pytest.mark.parametrize(("guidance", "eta"), [(5.0, 1.0), (2.0, 0.5)])
@@ -144,7 +144,7 @@ def test_pairs_are_told_apart_by_their_trainings():
     names = saved_table(rows)
     names |= {"student_interval": student_interval, "combinations": itertools.combinations}
     found = functions(
-        "10", "by_training", "told_apart", torch=torch, Tensor=Tensor, plt=plt, **names
+        "08", "by_training", "told_apart", torch=torch, Tensor=Tensor, plt=plt, **names
     )
     assert found["told_apart"](DRIFT) == [("A", "B")]
 

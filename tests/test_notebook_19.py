@@ -1,4 +1,4 @@
-"""Notebook 11: its differences, means and verdicts on tables made up by hand."""
+"""Notebook 19: its differences, means and verdicts on tables made up by hand."""
 
 import ast
 from functools import cache
@@ -28,7 +28,7 @@ def space(rows=(), *cells: str) -> dict:
     }
     names = {"np": np, "pd": pd, "stats": stats, "plan": plan, "plt": plt, "metrics": metrics}
     names |= {"cache": cache, "folder": None, "TABLE": "t", "tables": SimpleNamespace(**fake)}
-    return definitions("11", "result-scatter", *cells, **names)
+    return definitions("19", "result-scatter", *cells, **names)
 
 
 @pytest.fixture
@@ -169,6 +169,6 @@ def test_sums_and_averages_are_no_method_s_cells():
 
 def test_every_claim_about_sepme_s_tables_has_a_difference():
     claims = {name for n in range(1, 9) for name in tables.paper_claims(f"sepme-{n}")["id"]}
-    tree = ast.parse(cells_of("11")["claims-differences"])
+    tree = ast.parse(cells_of("19")["claims-differences"])
     (made,) = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
     assert {f"sepme-{key.value}" for key in made.keys} == claims and len(claims) == 17

@@ -1,4 +1,4 @@
-"""Notebook 06: its tables on rows made by hand, its M-Score, and the dial between two losses."""
+"""Notebook 07: its tables on rows made by hand, its M-Score, and the dial between two losses."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ REPORT = {  # our concept -> the report's
 def defined(*cells: str) -> dict:
     """What these cells of the notebook define."""
     names = {"RUNS": RUNS, "REPORT": REPORT, "show": show, "tables": tables, "Markdown": Markdown}
-    return definitions("06", *cells, torch=torch, F=F, Tensor=Tensor, **names)
+    return definitions("07", *cells, torch=torch, F=F, Tensor=Tensor, **names)
 
 
 def made_records(trainings: int) -> list[dict]:

@@ -1,0 +1,115 @@
+"""What styles do prompts come out in that name none, after a style's *name* was erased?
+
+    python -m workflow.unnamed            # all styles x all methods x three seeds; may be killed
+    python -m workflow.unnamed --collect  # data/results/unnamed.csv from what is there
+
+Each training is one JSON file in build/unnamed: counts of the judge's styles over IMAGES images of
+the nine objects' bare names. The options of a method are those of the tables (emoji.toml). All
+trainings of one seed come before the next seed's, so that an early end leaves whole seeds.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from helpers.checked import load_json, save_json
+from helpers.evaluation.scores import style_diversity
+from helpers.methods import METHODS, unlearn
+from helpers.sampling import sample
+from helpers.seeds import report_seeds
+from helpers.stats import wilson_interval
+from helpers.tables import COLUMNS, RESULTS, Row, provenance, write_csv
+from helpers.worlds import World, load_world
+from workflow.plan import options_of_scale, slug
+
+BUILD = Path("build/unnamed")
+IMAGES = 36  # of each model: four of each of the nine objects
+FIRST = 5000  # of the report's seeds: the same images as ``metrics.report`` makes
+SEEDS = (0, 1, 2)
+CONTROL = "nothing"  # the base model
+AGAIN = "remove it, and run `python -m workflow.unnamed` again"
+
+
+def options_of(method: str) -> dict:
+    """The options that the tables give to a method, its threshold the method's own."""
+    given = dict(options_of_scale("emoji")["defaults"].get(method, {}))
+    given.pop("tau", None)
+    return given
+
+
+def styles_of(world: World, edit) -> dict:
+    """The judge's styles of the images of nine bare names by one model."""
+    names = world.roles["nine_objects"]
+    prompts = names * (IMAGES // len(names))
+    seeds = report_seeds(0, FIRST + IMAGES)[FIRST:]
+    return style_diversity(world, sample(world, prompts, seeds, edit, progress=False))
+
+
+def file_of(method: str, style: str, seed: int) -> Path:
+    return BUILD / f"{method}-{slug(style)}-{seed}.json"
+
+
+def make(world: World, method: str, style: str, seed: int) -> None:
+    """One training and its images, as one file; nothing if it is there."""
+    path = file_of(method, style, seed)
+    if path.exists():
+        return
+    start, edit = time.time(), None
+    if method != CONTROL:
+        given = options_of(method)
+        edit = unlearn(world, style, method, seed=seed, progress=False, **given)
+    found = styles_of(world, edit)
+    asked = {"method": method, "style": style, "seed": seed, "options": options_of(method)}
+    about = {"made_with": provenance(world), "seconds": round(time.time() - start, 1)}
+    save_json(path, {**asked, **found, **about})
+    print(f"{path.name}: D {found['value']:.2f}, {style} {found['shares'].get(style)}", flush=True)
+
+
+def collect(world: World) -> list[Row]:
+    """A row for each training and figure: the diversity D, and the erased style's own share."""
+    base = load_json(file_of(CONTROL, CONTROL, 0), "study", AGAIN)
+    rows = []
+    for path in sorted(BUILD.glob("*.json")):
+        one = load_json(path, "study", AGAIN)
+        if one["method"] == CONTROL:
+            continue
+        same = {
+            "method": one["method"], "setting": "", "erased": one["style"], "seed": one["seed"],
+            "n": one["n"], **one["made_with"],
+        }  # fmt: skip
+        low, high = one["interval"]
+        rows.append(
+            Row(
+                evaluated="retained", metric="diversity of unnamed prompts", value=one["value"],
+                low=low, high=high, base=base["value"], **same,
+            )
+        )  # fmt: skip
+        share = one["shares"][one["style"]]
+        low, high = wilson_interval(share, one["n"])
+        rows.append(
+            Row(
+                evaluated="erased", metric="share among unnamed prompts", value=share,
+                low=low, high=high, base=base["shares"][one["style"]], **same,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    world = load_world("emoji")
+    if "--collect" in sys.argv:
+        write_csv(RESULTS / "unnamed.csv", collect(world), COLUMNS)
+        return
+    make(world, CONTROL, CONTROL, 0)
+    for seed in SEEDS:
+        for style in world.styles:
+            for method in METHODS:
+                make(world, method, style, seed)
+
+
+if __name__ == "__main__":
+    main()
