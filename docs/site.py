@@ -16,16 +16,6 @@ PAGES = ("README.md", "TEACHING.md")
 FOLDED = ("setup", "parameters")  # cells that a reader of the book opens by a click
 
 
-def page(path: Path) -> nbformat.NotebookNode:
-    """A notebook as a page: its set-up folded."""
-    notebook = nbformat.read(path, 4)
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if set(FOLDED) & set(tags):
-            cell.metadata["tags"] = [*tags, "hide-input"]
-    return notebook
-
-
 def with_links(text: str, page: Path) -> str:
     """A page's links to files that the site lacks lead to GitHub."""
 
@@ -41,6 +31,18 @@ def with_links(text: str, page: Path) -> str:
         return found[0] if inside in PAGES else f"]({ON_GITHUB}{inside})"
 
     return re.sub(r"\]\(([^)#:\s]+)\)", link, text)
+
+
+def page(path: Path) -> nbformat.NotebookNode:
+    """A notebook as a page: its set-up folded."""
+    notebook = nbformat.read(path, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = with_links(cell.source, path)
+        tags = cell.metadata.get("tags", [])
+        if set(FOLDED) & set(tags):
+            cell.metadata["tags"] = [*tags, "hide-input"]
+    return notebook
 
 
 def main() -> None:
