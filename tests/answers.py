@@ -256,6 +256,7 @@ RIGHT = {
     "snr": [diffusion.snr],
     "steer_away": [diffusion.steer_away],
     "eta_step": [diffusion.eta_step],
+    "reverse_drift": [lambda x, score, beta: -beta * x / 2 - beta * score],
     # attention hooks
     "word_map": [word_map],
     "hide_weight": [hide_weight],
@@ -315,6 +316,12 @@ WRONG = {
         lambda n, c, k, g, s: n + g * (c - n) - s * k,
         lambda n, c, k, g, s: n + g * (c - n) - s * (k - c),  # measured from the prompt
         lambda n, c, k, g, s: k + g * (c - k),  # a negative prompt, without a dial
+    ],
+    "reverse_drift": [
+        lambda x, score, beta: beta * x / 2 - score,  # as printed
+        lambda x, score, beta: beta * x / 2 - beta * score,  # one of the two errors
+        lambda x, score, beta: -beta * x / 2 - score,  # the other
+        lambda x, score, beta: -beta * x / 2 - beta * score / 2,  # the probability-flow ODE's
     ],
     "eta_step": [eta_without_discount, eta_linear_variance, eta_large_variance],
     # attention hooks

@@ -100,6 +100,20 @@ def wrong_finding(cell) -> list[str]:
     return said
 
 
+CARD = re.compile(r"\*(?:Difficulty|Easy|Medium|Hard|Harder)[^*]*?(\d+) minutes")
+WORDS, CODE = 200, 20  # words and lines of code that one reads in a minute: our estimate
+
+
+def minutes(notebook: nbformat.NotebookNode) -> int:
+    """Minutes of a notebook, to five: its words (no folds, no references), code, and exercises."""
+    text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    cards = sum(int(found) for found in CARD.findall(text))
+    text = re.sub(r"<details>.*?</details>", "", text, flags=re.S).split("## References")[0]
+    code = [c for c in notebook.cells if c.cell_type == "code" and "setup" not in tags(c)]
+    read = len(text.split()) / WORDS + sum(map(lines, code)) / CODE
+    return 5 * round((read + cards) / 5)
+
+
 def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
     """Everything about a notebook that breaks the rules, in words; nothing for a good one."""
     said, cells = [], notebook.cells
@@ -110,6 +124,11 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
         said.append("the first cell is not a title")
     if not re.search(r"minutes?\b", first.source):
         said.append("the first cell does not say how many minutes it takes")
+    said_minutes = re.search(r"(\d+) minutes with the exercise", first.source)
+    if said_minutes is None or abs(int(said_minutes[1]) - minutes(notebook)) > 5:
+        said.append(
+            f"it takes {minutes(notebook)} minutes with the exercises: the first cell differs"
+        )
     if first.source.count("\n- ") + first.source.count("\n* ") > 4:
         said.append("the first cell promises more than four things")
     if [c.source.strip() for c in code if "setup" in tags(c)] != [SETUP]:

@@ -75,3 +75,12 @@ def test_every_notebook_stands_in_the_readme_and_in_the_teaching_plan():
     for name in NAMES:
         assert f"(notebooks/{name})" in readme and f"blob/main/notebooks/{name})" in readme
         assert f"(notebooks/{name})" in plan
+
+
+def test_the_readme_says_the_minutes_of_each_notebook():
+    readme = (ROOT / "README.md").read_text()
+    for name in NAMES:
+        first = nbformat.read(ROOT / "notebooks" / name, 4).cells[0].source
+        said = re.search(r"(\d+) minutes with the exercise", first)[1]
+        row = next(line for line in readme.splitlines() if f"](notebooks/{name})" in line)
+        assert row.split("|")[4].strip() == said, f"{name}: the first cell says {said}"

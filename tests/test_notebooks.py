@@ -35,6 +35,11 @@ def edit_first(notebook):
     notebook.cells[0].source = "no title"
 
 
+def edit_minutes(notebook):
+    first = notebook.cells[0]
+    first.source = re.sub(r"\d+ minutes with", "5 minutes with", first.source)
+
+
 def edit_setup(notebook):
     next(c for c in notebook.cells if "setup" in c.metadata.get("tags", [])).source += "\nprint(1)"
 

@@ -1,7 +1,7 @@
 """What styles do prompts come out in that name none, after a style's *name* was erased?
 
     python -m workflow.unnamed            # all styles x all methods x three seeds; may be killed
-    python -m workflow.unnamed --collect  # data/results/unnamed.csv from what is there
+    python -m workflow.unnamed --collect  # data/results/unnamed.csv from what there is
 
 Each training is one JSON file in build/unnamed: counts of the judge's styles over IMAGES images of
 the nine objects' bare names. The options of a method are those of the tables (emoji.toml). All
@@ -10,6 +10,7 @@ trainings of one seed come before the next seed's, so that an early end leaves w
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -67,13 +68,17 @@ def make(world: World, method: str, style: str, seed: int) -> None:
     print(f"{path.name}: D {found['value']:.2f}, {style} {found['shares'].get(style)}", flush=True)
 
 
-def collect(world: World) -> list[Row]:
-    """A row for each training and figure: the diversity D, and the erased style's own share."""
+def collect() -> list[Row]:
+    """A row for each training and figure: the diversity D, and the erased style's own share.
+
+    A style of a seed counts when every method has erased it, so that methods compare.
+    """
     base = load_json(file_of(CONTROL, CONTROL, 0), "study", AGAIN)
     rows = []
-    for path in sorted(BUILD.glob("*.json")):
-        one = load_json(path, "study", AGAIN)
-        if one["method"] == CONTROL:
+    found = [load_json(path, "study", AGAIN) for path in sorted(BUILD.glob("*.json"))]
+    made = Counter((one["style"], one["seed"]) for one in found if one["method"] != CONTROL)
+    for one in found:
+        if made[one["style"], one["seed"]] < max(made.values()):
             continue
         same = {
             "method": one["method"], "setting": "", "erased": one["style"], "seed": one["seed"],
@@ -100,10 +105,10 @@ def collect(world: World) -> list[Row]:
 def main() -> None:
     torch.set_num_threads(1)
     BUILD.mkdir(parents=True, exist_ok=True)
-    world = load_world("emoji")
     if "--collect" in sys.argv:
-        write_csv(RESULTS / "unnamed.csv", collect(world), COLUMNS)
+        write_csv(RESULTS / "unnamed.csv", collect(), COLUMNS)
         return
+    world = load_world("emoji")
     make(world, CONTROL, CONTROL, 0)
     for seed in SEEDS:
         for style in world.styles:

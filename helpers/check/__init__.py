@@ -9,7 +9,7 @@ for each notebook; ``from helpers import check; check.snr(mine)`` reaches all of
 from helpers.check.attacks import undone
 from helpers.check.attention_hooks import hide_weight, share_out, word_map
 from helpers.check.baselines import erasing_target, front, matching_ema, negative_prompt_scale
-from helpers.check.diffusion_basics import eta_step, snr, steer_away
+from helpers.check.diffusion_basics import eta_step, reverse_drift, snr, steer_away
 from helpers.check.distraction import distraction, evenness, fair_lam
 from helpers.check.forget_me_not import fold_mask, memory, min_snr, visual_loss
 from helpers.check.gcirs import correlation_slope, eta_gradients, stop_step
@@ -45,6 +45,7 @@ __all__ = [
     "rank_correlation",
     "resteering",
     "resteering_gradient",
+    "reverse_drift",
     "share_out",
     "snr",
     "steer_away",

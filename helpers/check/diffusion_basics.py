@@ -78,3 +78,23 @@ def eta_step(mine) -> None:
         "at eta = 1 it must equal ddpm_step: take the variance of z off the variance of eps"
     )
     passed("eta_step", "One dial: DDIM at 0, DDPM at 1.")
+
+
+def reverse_drift(mine) -> None:
+    """``reverse_drift(x, score, beta)``, the drift of the reverse SDE, of time running forwards."""
+    x, beta = torch.tensor([-2.0, 0.0, 1.0]), 0.4
+    answer = mine(x.clone(), -x, beta)
+    if untouched(answer, "reverse_drift"):
+        return
+    same_shape(answer, (3,), "reverse_drift")
+    # N(0, 1) has the score -x and stays as it is in both directions, so the drift is +x beta/2
+    assert torch.allclose(answer, beta * x / 2, atol=1e-6), (
+        f"for a standard Gaussian, whose score is -x, you give {answer.tolist()} at "
+        f"{x.tolist()}: expected {(beta * x / 2).tolist()}. Noising leaves N(0, 1) as it is, and "
+        "so must the way back. Does the score stand with its beta? Which sign has x?"
+    )
+    flat = mine(x.clone(), torch.zeros(3), beta)
+    assert torch.allclose(flat, -beta * x / 2, atol=1e-6), (
+        "where the score is zero the drift is the forward one, -x beta/2"
+    )
+    passed("reverse_drift", "Eq. 2 as printed has the other sign of x, and no beta at the score.")
