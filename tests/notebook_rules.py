@@ -101,6 +101,7 @@ def wrong_finding(cell) -> list[str]:
 
 
 CARD = re.compile(r"\*(?:Difficulty|Easy|Medium|Hard|Harder)[^*]*?(\d+) minutes")
+MOST_PROSE = 3000  # words that one is asked to read in a sitting
 WORDS, CODE = 200, 20  # words and lines of code that one reads in a minute: our estimate
 
 
@@ -112,6 +113,16 @@ def minutes(notebook: nbformat.NotebookNode) -> int:
     code = [c for c in notebook.cells if c.cell_type == "code" and "setup" not in tags(c)]
     read = len(text.split()) / WORDS + sum(map(lines, code)) / CODE
     return 5 * round((read + cards) / 5)
+
+
+def prose(notebook: nbformat.NotebookNode) -> int:
+    """Words of the text without formulas, folds, references, and sections marked as optional."""
+    text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    text = text.split("## References")[0]
+    for what in (r"<details>.*?</details>", r"\$\$.*?\$\$"):
+        text = re.sub(what, "", text, flags=re.S)
+    sections = re.split(r"^## ", text, flags=re.M)
+    return sum(len(s.split()) for s in sections if not re.match(r".*\n\n\*Optional", s))
 
 
 def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
@@ -129,6 +140,8 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
         said.append(
             f"it takes {minutes(notebook)} minutes with the exercises: the first cell differs"
         )
+    if prose(notebook) > MOST_PROSE:
+        said.append(f"it has {prose(notebook)} words of text, more than {MOST_PROSE}")
     if first.source.count("\n- ") + first.source.count("\n* ") > 4:
         said.append("the first cell promises more than four things")
     if [c.source.strip() for c in code if "setup" in tags(c)] != [SETUP]:

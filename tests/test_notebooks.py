@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_rules import output_text, problems
+from notebook_rules import output_text, problems, prose
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -38,6 +38,11 @@ def edit_first(notebook):
 def edit_minutes(notebook):
     first = notebook.cells[0]
     first.source = re.sub(r"\d+ minutes with", "5 minutes with", first.source)
+
+
+def edit_prose(notebook):
+    words = "## More\n\n" + "word " * 200
+    notebook.cells[4:4] = [nbformat.v4.new_markdown_cell(words) for _ in range(5)]
 
 
 def edit_setup(notebook):
@@ -154,3 +159,15 @@ def test_the_readme_s_count_of_claims_is_the_notebook_s():
         r"holds (\d+), does not hold (\d+), cannot be told here (\d+), claims (\d+)", shown
     )
     assert said == (found[4], found[1], found[2], found[3])
+
+
+def test_optional_sections_and_folds_are_no_prose():
+    notebook = copy.deepcopy(read(NOTEBOOKS[0]))
+    before = prose(notebook)
+    fold = "<details><summary>Hint</summary>" + " word" * 100 + "</details>"
+    optional = "## 99 · Optional\n\n*Optional, 5 minutes.*\n\n" + "word " * 100
+    for text, words in ((fold, 0), ("## 98 · More\n\n" + "word " * 97, 100), (optional, 0)):
+        end = next(i for i, c in enumerate(notebook.cells) if "Three things" in c.source)
+        changed = copy.deepcopy(notebook)
+        changed.cells.insert(end, nbformat.v4.new_markdown_cell(text))
+        assert prose(changed) == before + words
