@@ -29,6 +29,7 @@ BUILD = Path("build/unnamed")
 IMAGES = 36  # of each model: four of each of the nine objects
 FIRST = 5000  # of the report's seeds: the same images as ``metrics.report`` makes
 SEEDS = (0, 1, 2)
+SEED_SETS = 10  # of the base's images: the first is the edits' own
 CONTROL = "nothing"  # the base model
 AGAIN = "remove it, and run `python -m workflow.unnamed` again"
 
@@ -40,11 +41,15 @@ def options_of(method: str) -> dict:
     return given
 
 
-def styles_of(world: World, edit) -> dict:
-    """The judge's styles of the images of nine bare names by one model."""
+def styles_of(world: World, edit, seed_set: int = 0) -> dict:
+    """The judge's styles of the images of nine bare names by one model.
+
+    seed_set: 0 is the report's, and all edits'; the others say how far chance alone moves the base.
+    """
     names = world.roles["nine_objects"]
     prompts = names * (IMAGES // len(names))
-    seeds = report_seeds(0, FIRST + IMAGES)[FIRST:]
+    first = FIRST + IMAGES * seed_set
+    seeds = report_seeds(0, first + IMAGES)[first:]
     return style_diversity(world, sample(world, prompts, seeds, edit, progress=False))
 
 
@@ -61,22 +66,33 @@ def make(world: World, method: str, style: str, seed: int) -> None:
     if method != CONTROL:
         given = options_of(method)
         edit = unlearn(world, style, method, seed=seed, progress=False, **given)
-    found = styles_of(world, edit)
+    found = styles_of(world, edit, seed if method == CONTROL else 0)
     asked = {"method": method, "style": style, "seed": seed, "options": options_of(method)}
     about = {"made_with": provenance(world), "seconds": round(time.time() - start, 1)}
     save_json(path, {**asked, **found, **about})
     print(f"{path.name}: D {found['value']:.2f}, {style} {found['shares'].get(style)}", flush=True)
 
 
+def row_of_base(one: dict) -> Row:
+    """The base's diversity over one set of seeds, which stands in the column of the seed."""
+    low, high = one["interval"]
+    return Row(
+        method="base", setting="", erased="nothing", evaluated="retained", seed=one["seed"],
+        metric="diversity of unnamed prompts", value=one["value"], n=one["n"], low=low, high=high,
+        **one["made_with"],
+    )  # fmt: skip
+
+
 def collect() -> list[Row]:
     """A row for each training and figure: the diversity D, and the erased style's own share.
 
-    A style of a seed counts when every method has erased it, so that methods compare.
+    A style of a seed counts when every method has erased it, so that methods compare. First come
+    the base's rows, one for each set of seeds.
     """
     base = load_json(file_of(CONTROL, CONTROL, 0), "study", AGAIN)
-    rows = []
     found = [load_json(path, "study", AGAIN) for path in sorted(BUILD.glob("*.json"))]
     made = Counter((one["style"], one["seed"]) for one in found if one["method"] != CONTROL)
+    rows = [row_of_base(one) for one in found if one["method"] == CONTROL]
     for one in found:
         if made[one["style"], one["seed"]] < max(made.values()):
             continue
@@ -109,7 +125,8 @@ def main() -> None:
         write_csv(RESULTS / "unnamed.csv", collect(), COLUMNS)
         return
     world = load_world("emoji")
-    make(world, CONTROL, CONTROL, 0)
+    for seed_set in range(SEED_SETS):
+        make(world, CONTROL, CONTROL, seed_set)
     for seed in SEEDS:
         for style in world.styles:
             for method in METHODS:
