@@ -146,7 +146,6 @@ def plain_call(world, folder: Path) -> dict:
 
 
 SHORT = {"steps": 1, "images": 1}  # for what trains
-CARD = {"title": "A", "year": 2024, "edits": "keys", "needs": "images"}  # as in methods.toml
 OTHERS = {  # by function: what differs from ``plain_call``, and the options to be quick
     "attention.concept_mask": {"prompts": ["church", "a church"], "templates": None},
     "attention.find_tokens": {"prompts": ["church", "a church"]},
@@ -182,7 +181,6 @@ OTHERS = {  # by function: what differs from ``plain_call``, and the options to 
     "seeds.measured_seeds": {"what": "seeds"},
     "show.accuracies": {"rows": {"esd": {"church": (0.1, 0.0, 0.2)}}},
     "show.coloured": {"maps": [torch.rand(4, 4)]},
-    "show.field_map": {"methods": {"a": {**CARD, "edits": "all"}, "b": CARD}},
     "show.finding": {"sentence": "It is gone.", "holds": True, "figures": {"church": 0.1}},
     "show.grid": {"columns": 2, "titles": ["a", "b"], "rows": ["c"]},
     "show.heat": {"maps": torch.rand(2, 4, 4), "titles": ["a", "b"]},

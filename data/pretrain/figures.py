@@ -7,6 +7,7 @@ Images are sampled as the world samples by default. None is left out.
 
 import argparse
 
+import matplotlib.pyplot as plt
 import torch
 from common import ROOT
 
@@ -46,8 +47,32 @@ def contact_sheet() -> None:
 
 
 def field() -> None:
-    """A map of the catalogue's methods: what they edit, what they need."""
-    save(show.field_map(METHODS), "field.png")
+    """A map of the catalogue's methods: a column for what they edit, a row for what they need."""
+    show.plain_style()
+    edits = sorted({m["edits"] for m in METHODS.values()}, key=lambda x: (len(x), x))
+    needs = sorted({m["needs"] for m in METHODS.values()}, key=lambda x: (x != "nothing", len(x)))
+    cells = {(e, n): [] for e in edits for n in needs}
+    for m in METHODS.values():
+        cells[m["edits"], m["needs"]].append(f"{m['title']} ({m['year']})")
+    heights = [max(1, *(len(cells[e, n]) for e in edits)) for n in needs]
+    size = (3.2 + 2.6 * len(edits), 0.6 + 0.22 * sum(heights) + 0.13 * len(needs))
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    top = 0.0
+    for i, (need, height) in enumerate(zip(needs, heights, strict=True)):
+        ax.axhspan(-top, -top - height - 0.6, color=show.QUIET, alpha=0.18 if i % 2 else 0.07)
+        ax.text(-0.03, -top - (height + 0.6) / 2, f"needs {need}", ha="right", va="center")
+        for x, edit in enumerate(edits):
+            said = "\n".join(cells[edit, need]) or "—"
+            colour = show.ACCENT if cells[edit, need] else show.QUIET
+            look = {"ha": "left", "va": "top", "color": colour, "linespacing": 1.45}
+            ax.text(x + 0.05, -top - 0.25, said, **look)
+        top += height + 0.6
+    ax.set(xlim=(0, len(edits)), ylim=(-top, 0), yticks=[])
+    ax.set_xticks([x + 0.05 for x in range(len(edits))], [f"edits\n{e}" for e in edits], ha="left")
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    save(figure, "field.png")
 
 
 def drawn(world: World) -> None:
