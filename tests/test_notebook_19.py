@@ -1,34 +1,30 @@
-"""Notebook 19: its differences, means and verdicts on tables made up by hand."""
+"""The claims about SepME's tables, and notebook 19: differences, means and verdicts by hand."""
 
-import ast
-from functools import cache
-from types import SimpleNamespace
+from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from answers import verdict
-from notebook_code import cells_of, definitions
-from scipy import stats
 
-from helpers import metrics, tables
-from workflow import plan
+from helpers import tables
+from workflow import claims, plan
 
 ROW = {"setting": "", "metric": "ACC", "base": 0.8, "value": 0.5, "spread": 0.0}
+NOWHERE = Path()
 
 
-def space(rows=(), *cells: str) -> dict:
-    """What the definitions of some cells make, where every table's rows are the given ones."""
-    frame = pd.DataFrame([{**ROW, **row} for row in rows])
-    fake = {
-        "compare_with_paper": lambda table, folder: frame,
-        "paper_table": lambda table: frame,
-        "is_aggregate": tables.is_aggregate,
-    }
-    names = {"np": np, "pd": pd, "stats": stats, "plan": plan, "plt": plt, "metrics": metrics}
-    names |= {"cache": cache, "folder": None, "TABLE": "t", "tables": SimpleNamespace(**fake)}
-    return definitions("19", "result-scatter", *cells, **names)
+@pytest.fixture
+def given(monkeypatch):
+    """Let every table's rows be the given ones; returns our side and the paper's."""
+
+    def give(rows) -> tuple[claims.Side, claims.Side]:
+        frame = pd.DataFrame([{**ROW, **row} for row in rows])
+        monkeypatch.setattr(tables, "compare_with_paper", lambda table, folder: frame)
+        monkeypatch.setattr(tables, "paper_table", lambda table: frame)
+        return claims.Side(NOWHERE), claims.Side(NOWHERE, printed=True)
+
+    return give
 
 
 @pytest.fixture
@@ -58,56 +54,58 @@ def three():
     ]
 
 
-CLAIMS = ("claims-def", "claims-base", "claims-means", "claims-rivals")
-
-
 def lists(arrays) -> list[list[float]]:
     return [array.tolist() for array in arrays]
 
 
-def test_differences_by_hand(three):
-    found = space(three, *CLAIMS)
-    found["ORI"] = {"Van Gogh": 1.0, "Picasso": 0.95}
-    assert found["acc"]("ours", "t", "G-CiRs", True) == pytest.approx([0.0, 0.2])
+def test_differences_by_hand(given, three):
+    ours, paper = given(three)
+    paper.originals = {"Van Gogh": 1.0, "Picasso": 0.95}
+    assert ours.acc("t", "G-CiRs", erased=True) == pytest.approx([0.0, 0.2])
     # neither the sum nor the unedited model
-    assert found["acc"]("ours", "t", "B", False) == pytest.approx([0.4, 0.4])
-    assert found["loss"]("ours", "t", "G-CiRs") == pytest.approx([0.0, 0.2])
-    assert found["loss"]("paper", "t", "G-CiRs") == pytest.approx([0.05])
-    assert found["score"]("ours", "t", "G-CiRs") == pytest.approx([0.8, 0.4])
-    assert found["rivals"]("t") == ["B"]
+    assert ours.acc("t", "B", erased=False) == pytest.approx([0.4, 0.4])
+    assert ours.loss("t", "G-CiRs") == pytest.approx([0.0, 0.2])
+    assert paper.loss("t", "G-CiRs") == pytest.approx([0.05])
+    assert ours.score("t", "G-CiRs") == pytest.approx([0.8, 0.4])
+    assert claims.rivals("t") == ["B"]
     # B first: 0.8 / 2 - what it leaves
-    by_method = lists(found["half_gone"]("ours", "t"))
-    assert by_method == [pytest.approx([-0.3, -0.5]), pytest.approx([0.4, 0.2])]
-    printed = lists(found["half_gone"]("paper", "t"))
-    assert printed == [pytest.approx([-0.5]), pytest.approx([0.4])]
+    assert lists(ours.half_gone("t")) == [pytest.approx([-0.3, -0.5]), pytest.approx([0.4, 0.2])]
+    assert lists(paper.half_gone("t")) == [pytest.approx([-0.5]), pytest.approx([0.4])]
     # from cells, not from the closing sum
-    assert found["balance"]("ours", "t", "B", "ACC") == pytest.approx([0.3, 0.5])
-    (lead,) = found["lead"]("ours", "t", found["balance"], "ACC")
+    assert ours.balance("t", "B", "ACC") == pytest.approx([0.3, 0.5])
+    (lead,) = ours.lead("t", claims.Side.balance, "ACC")
     assert lead == pytest.approx([0.3 - (0.0 - 0.8), 0.5 - (0.2 - 0.6)])
-    (more,) = found["lead"]("ours", "t", found["balance"], "ACC", sign=1)
+    (more,) = ours.lead("t", claims.Side.balance, "ACC", sign=1)
     assert more == pytest.approx(-lead)
 
 
-def test_the_originals_are_the_paper_s(three):
-    assert space(three, *CLAIMS)["ORI"] == {"Van Gogh": 1.0}
+def test_the_originals_are_the_paper_s(given, three):
+    assert given(three)[1].originals == {"Van Gogh": 1.0}
 
 
 @pytest.mark.parametrize(
     "d", [[0.5, 0.6, 0.55], [-0.5, -0.6, -0.55], [0.1, 0.1, 0.2], [0.05, 0.06, 0.12, 0.1]]
 )
-def test_the_notebook_s_rule_is_the_exercise_s(d):
-    numbers, word = space((), "claims-def")["ruled"]([np.array(d)])
-    assert word == verdict(d) and numbers.startswith(f"{np.mean(d):+.3g} [")
-    alone = space((), "claims-def")["ruled"]([np.array([0.3])])
-    assert alone == ("one training seed", "cannot be told here")
+def test_the_rule_is_the_exercise_s(d):
+    assert claims.ruled([np.array(d)]) == verdict(d)
+    mean, low, high = claims.interval([np.array(d)])
+    assert mean == pytest.approx(np.mean(d)) and low < mean < high
+
+
+def test_one_training_seed_tells_nothing():
+    alone = [np.array([0.3])]
+    assert claims.ruled(alone) == "cannot be told here"
+    assert claims.interval(alone) == (0.3, -np.inf, np.inf)
 
 
 def test_a_claim_of_several_parts_is_as_good_as_its_weakest():
     up, down, open_ = map(np.array, ([0.5, 0.6, 0.55], [-0.5, -0.6, -0.55], [0.5, -0.6, 0.1]))
-    ruled = space((), "claims-def")["ruled"]
-    assert ruled([up, up + 1]) == ruled([up]) and ruled([up])[1] == "holds"
-    assert ruled([up, open_]) == ruled([open_]) and ruled([open_])[1] == "cannot be told here"
-    assert ruled([up, open_, down]) == ruled([down]) and ruled([down])[1] == "does not hold"
+    ruled, interval = claims.ruled, claims.interval
+    assert interval([up, up + 1]) == interval([up]) and ruled([up, up + 1]) == "holds"
+    assert interval([up, open_]) == interval([open_])
+    assert ruled([up, open_]) == "cannot be told here"
+    assert interval([up, open_, down]) == interval([down])
+    assert ruled([up, open_, down]) == "does not hold"
 
 
 def tau_rows(direction: int) -> list[dict]:
@@ -129,37 +127,39 @@ def tau_rows(direction: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_tau_is_followed_or_not(direction):
+def test_tau_is_followed_or_not(given, direction):
     """A curve that falls and weights that grow along falling tau give 1; the reverse gives -1."""
-    found = space(tau_rows(direction), "orders-code", *CLAIMS, "claims-tau")
-    for side, n in (("ours", 2), ("paper", 1)):
-        assert lists(found["follows_tau"](side)) == [pytest.approx([direction] * n)] * 2
+    ours, paper = given(tau_rows(direction))
+    for side, n in ((ours, 2), (paper, 1)):
+        assert lists(side.follows_tau()) == [pytest.approx([direction] * n)] * 2
     # Van Gogh's best is said to be the second, the others' the third of three
-    leads = lists(found["best_tau"]("ours"))
+    leads = lists(ours.best_tau())
     wanted = [0.3 * direction, -0.3 * direction] + [0.6 * direction, 0.3 * direction] * 2
     assert leads == [pytest.approx([d, d]) for d in wanted]
 
 
-def test_means_and_rank_correlation():
+def test_means_and_rank_correlation(given):
     rows = []
     for k, method in enumerate("ABC"):
         same = {"method": method, "erased": "Van Gogh", "value": 0.1 * k, "values": [k]}
         rows.append({**same, "evaluated": "Van Gogh", "ours": k**2})
         for on in ("Picasso", "Others"):
             rows.append({**same, "evaluated": on, "ours": -k - (on == "Others")})
-    found = space(rows, "orders-code")["orders"]("t")
+    given(rows)
+    found = claims.orders("t", NOWHERE)
     assert found["ACC, erased"]["r"] == pytest.approx(1)
     assert found["ACC, kept"]["r"] == pytest.approx(-1)
     assert found["ACC, kept"]["pairs"].loc["C"].tolist() == pytest.approx([0.2, -2.5])
 
 
-def test_sums_and_averages_are_no_method_s_cells():
+def test_sums_and_averages_are_no_method_s_cells(given):
     cells = [("x+y", "x", 0.25), ("x+y", "Others", 0.75), ("x+y", "erased - kept", -5.0)]
     cells += [("average", "average", 9.0)]
     names = ("erased", "evaluated", "ours")
     rows = [{"method": "A", "values": [0], **dict(zip(names, c, strict=True))} for c in cells]
     rows.append({**rows[-1], "evaluated": "", "metric": "weight change"})
-    found = space(rows, "orders-code")["means"]("t")["ours"].to_dict()
+    given(rows)
+    found = claims.means("t", NOWHERE)["ours"].to_dict()
     assert found == {
         ("ACC, erased", "A"): 0.25,
         ("ACC, kept", "A"): 0.75,
@@ -168,7 +168,13 @@ def test_sums_and_averages_are_no_method_s_cells():
 
 
 def test_every_claim_about_sepme_s_tables_has_a_difference():
-    claims = {name for n in range(1, 9) for name in tables.paper_claims(f"sepme-{n}")["id"]}
-    tree = ast.parse(cells_of("19")["claims-differences"])
-    (made,) = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
-    assert {f"sepme-{key.value}" for key in made.keys} == claims and len(claims) == 17
+    known = {name for n in range(1, 9) for name in tables.paper_claims(f"sepme-{n}")["id"]}
+    assert {f"sepme-{key}" for key in claims.CLAIMS} == known and len(known) == 17
+
+
+def test_the_verdicts_of_the_committed_tables():
+    """Each claim once, with a word of the rule that its own interval carries."""
+    told = claims.verdicts([f"sepme-{n}" for n in range(1, 9)], tables.RESULTS)
+    assert list(told["id"]) == list(claims.CLAIMS) and set(told["here"]) <= set(claims.WORDS)
+    assert ((told["low"] > 0) == (told["here"] == "holds")).all()
+    assert ((told["high"] < 0) == (told["here"] == "does not hold")).all()

@@ -1,8 +1,9 @@
 """SepME's printed tables beside ours: cells, orders of methods, and what the authors claim.
 
-A claim of ``data/papers/claims.csv`` is a difference d, positive where the claim is right. ``CLAIMS``
-writes each down for either side: ``Side(folder)`` has our figures, ``Side(folder, printed=True)`` the
-paper's, a training seed each. ``ruled`` turns d into a verdict. Notebook 19 reads all of it.
+A claim of ``data/papers/claims.csv`` is a difference d, positive where the claim is right.
+``CLAIMS`` writes each down for either side: ``Side(folder)`` has our figures, one for each training
+seed, ``Side(folder, printed=True)`` the paper's. ``ruled`` turns d into a verdict. Notebook 19
+reads all of it.
 """
 
 from collections.abc import Callable
