@@ -104,6 +104,21 @@ def sample(
     return torch.cat(images)
 
 
+@typed(prompts=NOT_EMPTY, seeds=NOT_EMPTY)
+def sample_each(
+    world: World, prompts: list[str], seeds: list[Seed], edit=None, **options
+) -> dict[str, Tensor]:
+    """Sample every prompt from the same seeds, so that models can be compared noise by noise.
+
+    options: of ``sample``. Returns prompt -> (len(seeds), 3, H, W), in the order of prompts, each
+    once. ValueError as ``sample``.
+    """
+    prompts = list(dict.fromkeys(prompts))
+    words = [prompt for prompt in prompts for _ in seeds]
+    images = sample(world, words, list(seeds) * len(prompts), edit, **options)
+    return dict(zip(prompts, images.split(len(seeds)), strict=True))
+
+
 def sample_batch(
     world: World, prompts: list[str], seeds: list[int], sampling: Sampling, *,
     states: Tensor | None = None, hidden: list[list[int]] | None = None,

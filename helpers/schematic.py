@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -62,6 +63,28 @@ def expanded(names: Iterable[str], argument: str) -> set[str]:
     return found
 
 
+def box(ax: Axes, place: tuple[float, float], size: tuple[float, float], **look) -> None:
+    """A rounded box with its left lower corner at a place, in inches."""
+    ax.add_patch(FancyBboxPatch(place, *size, "round,pad=0,rounding_size=0.1", **look))
+
+
+def draw_connections(ax: Axes) -> None:
+    """The frames of the U-Net and of one cross-attention, the arrows, and the sampler's loop."""
+    quiet = {"fontsize": 8, "color": QUIET}
+    box(ax, (2.6, 0.15), (5.75, 3.15), fill=False, edgecolor=QUIET)
+    box(ax, (5.5, 0.3), (2.6, 2.75), fill=False, edgecolor=QUIET)
+    ax.text(2.7, 3.2, "U-Net: many such blocks", va="top", **quiet)
+    ax.text(6.8, 0.36, "cross-attention", ha="center", **quiet)
+    arrow = {"arrowstyle": "->", "color": INK, "lw": 0.8}
+    for start, end in ARROWS:
+        ax.annotate("", end, start, arrowprops=arrow)
+    loop = {**arrow, "connectionstyle": "bar,fraction=-0.03"}
+    ax.annotate("", (0.5, 0.48), (10.08, 0.48), arrowprops=loop)
+    labels = ((3.6, 2.83, "text states $C$"), (5.18, 0.83, "$h$"))
+    for x, y, label in (*labels, (5.0, -0.08, "$x_{t-1}$, the next step")):
+        ax.text(x, y, label, fontsize=8, color=INK)
+
+
 @typed
 def schematic(changed: Iterable[str] = (), read: Iterable[str] = ()) -> Figure:
     """Text encoder, U-Net with one cross-attention, sampler and decoder, as they follow each other.
@@ -77,37 +100,17 @@ def schematic(changed: Iterable[str] = (), read: Iterable[str] = ()) -> Figure:
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 10.7), ylim=(-0.1, 3.4), aspect="equal")
     ax.axis("off")
-    frames = (
-        (2.6, 0.15, 5.75, 3.15, "U-Net: many such blocks"),
-        (5.5, 0.3, 2.6, 2.75, ""),
-    )
-    for x, y, width, height, label in frames:
-        style = "round,pad=0,rounding_size=0.12"
-        ax.add_patch(FancyBboxPatch((x, y), width, height, style, fill=False, edgecolor=QUIET))
-        ax.text(x + 0.1, y + height - 0.1, label, va="top", fontsize=8, color=QUIET)
-    ax.text(6.8, 0.36, "cross-attention", ha="center", fontsize=8, color=QUIET)
-    for start, end in ARROWS:
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "lw": 0.8})
-    loop = {"arrowstyle": "->", "color": INK, "lw": 0.8, "connectionstyle": "bar,fraction=-0.03"}
-    ax.annotate("", (0.5, 0.48), (10.08, 0.48), arrowprops=loop)
-    for x, y, label in (
-        (3.6, 2.83, "text states $C$"),
-        (5.18, 0.83, "$h$"),
-        (5.0, -0.08, "$x_{t-1}$, the next step"),
-    ):
-        ax.text(x, y, label, fontsize=8, color=INK)
+    draw_connections(ax)
     for name, part in PARTS.items():
-        fill, edge = fills.get(name, "white"), ACCENT if name in fills else QUIET
-        box = FancyBboxPatch(
-            (part.x, part.y), part.width, part.height, "round,pad=0,rounding_size=0.08",
-            facecolor=fill, edgecolor=edge,
-        )  # fmt: skip
-        ax.add_patch(box)
+        look = {"facecolor": fills.get(name, "white"), "edgecolor": ACCENT}
+        if name not in fills:
+            look["edgecolor"] = QUIET
+        box(ax, (part.x, part.y), (part.width, part.height), **look)
         middle = part.x + part.width / 2, part.y + part.height / 2
         ax.text(*middle, part.label, ha="center", va="center", fontsize=8.5, linespacing=0.95)
     shown = [(CHANGED, "changed")] * bool(changed) + [(READ, "read by the loss")] * bool(read)
     for k, (colour, label) in enumerate(shown):
-        box = {"facecolor": colour, "edgecolor": QUIET, "boxstyle": "round,pad=0.3"}
-        ax.text(0.2, 1.95 - 0.4 * k, label, fontsize=8, bbox=box)
+        look = {"facecolor": colour, "edgecolor": QUIET, "boxstyle": "round,pad=0.3"}
+        ax.text(0.2, 1.95 - 0.4 * k, label, fontsize=8, bbox=look)
     plt.close(figure)
     return figure

@@ -83,6 +83,27 @@ def grid(
     return figure
 
 
+@typed(rows=NOT_EMPTY)
+def strips(rows: dict[str, dict[str, Tensor]], *, shown: Count = 3, size: Positive = 0.8) -> Figure:
+    """A row for each model, the first few images of each prompt side by side.
+
+    rows: model -> prompt -> images (n, 3, H, W), the same prompts for every model, as
+    ``sampling.sample_each`` gives them: then a column is one noise. shown: images of each prompt.
+    ValueError for models that have other prompts than the first.
+    """
+    prompts = list(next(iter(rows.values())))
+    for model, images in rows.items():
+        if list(images) != prompts:
+            raise ValueError(f"{model!r} has images of {list(images)}: sample {prompts} for it too")
+    stack = [images[prompt][:shown] for images in rows.values() for prompt in prompts]
+    short = [prompt.replace(" in the style of ", ",\n") for prompt in prompts]
+    counts = [len(images) for images in stack[: len(prompts)]]
+    titles = [
+        name if k == 0 else "" for name, n in zip(short, counts, strict=True) for k in range(n)
+    ]
+    return grid(torch.cat(stack), columns=len(titles), titles=titles, rows=list(rows), size=size)
+
+
 @typed(image=IMAGE, maps=Dims(3), titles=NOT_EMPTY)
 def heat(
     image: Tensor, maps: Tensor, titles: list[str], *,

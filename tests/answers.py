@@ -118,10 +118,6 @@ def misses(maps, noise):
     return [A - R for A, R in zip(maps, noise, strict=True)]
 
 
-def irreducible(entries, width):
-    return width * math.sqrt(entries / 12)
-
-
 def paired(a, b):
     return (a - b).mean().item(), stats.sem((a - b).numpy()).item()
 
@@ -136,10 +132,6 @@ def fold_mask(mask, heads):
 def guess(x_t, eps_hat, a):
     a = a[:, None, None, None]
     return (x_t - (1 - a).sqrt() * eps_hat) / a.sqrt()
-
-
-def visual_loss(x_t, eps_hat, x_0_tilde, a):
-    return F.mse_loss(guess(x_t, eps_hat, a), x_0_tilde.detach())
 
 
 def memory(before, after):
@@ -230,15 +222,88 @@ def front(points, beats=lambda a, b: a[0] >= b[0] and a[1] >= b[1] and a != b):
 
 
 def verdict(d, t=stats.t.ppf, ddof=1, root=True):
+    mean = np.mean(d)
     if len(d) < 2:
-        return "cannot be told here"
+        return {"mean": mean, "half": math.inf, "sign": 0}
     half = t(0.975, len(d) - 1) * np.std(d, ddof=ddof) / (len(d) ** 0.5 if root else 1)
-    if abs(np.mean(d)) <= half:
-        return "cannot be told here"
-    return "holds" if np.mean(d) > 0 else "does not hold"
+    return {"mean": mean, "half": half, "sign": int(mean > half) - int(mean < -half)}
 
 
-# --- all of them ----------------------------------------------------------------------------------
+# --- in three steps -------------------------------------------------------------------------------
+
+
+def both_steps(x_t, eps, z, now, prev, fresh=True):
+    x_0 = (x_t - (1 - now) ** 0.5 * eps) / now**0.5
+    alpha = now / prev
+    mean = (x_t - (1 - alpha) / (1 - now) ** 0.5 * eps) / alpha**0.5
+    sigma = ((1 - alpha) * ((1 - prev) / (1 - now) if fresh else 1)) ** 0.5
+    return {
+        "x_0": x_0, "ddim": prev**0.5 * x_0 + (1 - prev) ** 0.5 * eps, "ddpm": mean + sigma * z
+    }  # fmt: skip
+
+
+def attend(h, C, W_q, W_k, W_v, heads, scale=None, axis=-1):
+    q, k, v = (
+        x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (h @ W_q.T, C @ W_k.T, C @ W_v.T)
+    )
+    A = (q @ k.mT / (scale or q.shape[-1]) ** 0.5).softmax(axis)
+    return {"q": q, "A": A, "out": (A @ v).transpose(0, 1).flatten(1)}
+
+
+def look_away(q, C, W, delta, column, lr, power=1, sign=-1):
+    delta.requires_grad_()
+    A = (q @ (C @ (W + delta).T).T / q.shape[1] ** 0.5).softmax(-1)
+    loss = A[:, column].norm() ** power
+    (slope,) = torch.autograd.grad(loss, delta)
+    return {"A": A, "loss": loss, "delta": delta + sign * lr * slope}
+
+
+def even_pull(A, entries=None):
+    target = 1 / (entries or A[0].numel())
+    gap = A - target
+    distances = gap.flatten(1).norm(dim=1)
+    return {
+        "target": target, "distances": distances, "gradient": gap / distances[:, None, None]
+    }  # fmt: skip
+
+
+def floors(entries, width, columns, softmax=None):
+    gap = max(0.0, width / 2 - 1 / columns)
+    return {
+        "none": width * (entries / 3) ** 0.5,
+        "floor": width * (entries / 12) ** 0.5,
+        "softmax": softmax or (entries * (width**2 / 12 + gap**2)) ** 0.5,
+    }
+
+
+def two_losses(A, mask, x_t, eps_hat, x_0_tilde, a, detach=True, norm=2):
+    a = a[:, None, None, None]
+    x_0 = (x_t - (1 - a).sqrt() * eps_hat) / a.sqrt()
+    target = x_0_tilde.detach() if detach else x_0_tilde
+    attention = (A.abs() ** norm * mask[:, None, None]).sum((1, 2, 3)).mean()
+    return {"attention": attention, "x_0": x_0, "visual": F.mse_loss(x_0, target)}
+
+
+def erase_step(W, delta, c, null, eta, lr, frozen=True):
+    delta.requires_grad_()
+    model = W if frozen else (W + delta).detach()
+    target = model @ null - eta * (model @ c - model @ null)
+    loss = ((W + delta) @ c - target).pow(2).mean()
+    (slope,) = torch.autograd.grad(loss, delta)
+    return {"target": target, "loss": loss, "delta": delta - lr * slope}
+
+
+def irrelevant(base, edited, m, momentum):
+    adds = torch.stack([base[1] - base[0], edited[1] - edited[0]])
+    loss = adds.prod(0).mean()
+    return {"adds": adds, "loss": loss, "m": momentum * m + (1 - momentum) * loss}
+
+
+def unseen_increment(A, w, transposed=False):
+    P = torch.linalg.pinv(A) @ A
+    P = P if transposed else torch.eye(A.shape[1], dtype=A.dtype) - P
+    delta = w @ P
+    return {"P": P, "delta": delta, "moved": A @ delta.T}
 
 
 def undone(old, new, states, gamma, swap=False, left=None, rows=True):
@@ -250,8 +315,18 @@ def undone(old, new, states, gamma, swap=False, left=None, rows=True):
 
 
 RIGHT = {
-    # attacks
+    # in three steps
+    "both_steps": [both_steps],
+    "attend": [attend],
+    "look_away": [look_away],
+    "even_pull": [even_pull],
+    "floors": [floors],
+    "two_losses": [two_losses],
+    "erase_step": [erase_step],
+    "irrelevant": [irrelevant],
+    "unseen_increment": [unseen_increment],
     "undone": [undone],
+    "verdict": [verdict],
     # diffusion basics
     "snr": [diffusion.snr],
     "steer_away": [diffusion.steer_away],
@@ -271,14 +346,12 @@ RIGHT = {
     "evenness": [entropy],
     # random stimulus
     "stimulus": [stimulus],
-    "irreducible": [irreducible],
     "paired": [paired],
     # Forget-Me-Not
     "fold_mask": [
         fold_mask,
         lambda mask, heads: mask[:, None, None].expand(-1, heads, 1, -1).flatten(0, 1),
     ],
-    "visual_loss": [visual_loss],
     "min_snr": [lambda alpha_bar, gamma: diffusion.snr(alpha_bar).clamp(max=gamma)],
     "memory": [memory],
     # G-CiRs
@@ -299,7 +372,6 @@ RIGHT = {
     "front": [front, lambda points: set(front(points))],
     # the papers' tables
     "rank_correlation": [lambda a, b: stats.spearmanr(a, b).statistic],
-    "verdict": [verdict],
 }
 
 WRONG = {
@@ -409,13 +481,6 @@ WRONG = {
         lambda maps, noise: losses.random_stimulus(maps),  # noise of its own
         lambda maps, noise: losses.resteering(misses(maps, noise)),
     ],
-    "irreducible": [
-        lambda entries, width: width * math.sqrt(entries / 3),  # from zero, not from the mean
-        lambda entries, width: width**2 * entries / 12,  # squared
-        lambda entries, width: width / math.sqrt(12),  # of one entry
-        lambda entries, width: math.sqrt(width * entries / 12),
-        lambda entries, width: width * math.sqrt(entries) / 2,  # the largest miss
-    ],
     "paired": [
         # as if seeds were not shared
         lambda a, b: ((a - b).mean(), (a.var() / len(a) + b.var() / len(b)).sqrt()),
@@ -432,18 +497,6 @@ WRONG = {
         lambda mask, heads: mask[:1].expand(heads * len(mask), -1)[:, None],  # the first image's
         lambda mask, heads: ~fold_mask(mask, heads),
         lambda mask, heads: fold_mask(mask, heads)[:, 0],
-    ],
-    "visual_loss": [
-        lambda x_t, eps, target, a: F.mse_loss(guess(x_t, eps, a), target),  # the target moves too
-        # one alpha_bar for all
-        lambda x_t, eps, target, a: visual_loss(x_t, eps, target, a[:1].expand_as(a)),
-        lambda x_t, eps, target, a: F.mse_loss(x_t - eps, target),  # not solved for x_0
-        # alpha_bar taken for its root
-        lambda x_t, eps, target, a: visual_loss(x_t, eps, target, a**2),
-        # the sum over images
-        lambda x_t, eps, target, a: len(x_t) * visual_loss(x_t, eps, target, a),
-        # nothing is trained
-        lambda x_t, eps, target, a: visual_loss(x_t, eps.detach(), target, a).requires_grad_(),
     ],
     "min_snr": [
         lambda alpha_bar, gamma: diffusion.snr(alpha_bar),  # no largest weight
@@ -585,6 +638,55 @@ WRONG = {
         lambda a, b: stats.kendalltau(a, b).statistic,
         lambda a, b: abs(stats.spearmanr(a, b).statistic),
     ],
+    # in three steps
+    "both_steps": [
+        lambda *a: {**both_steps(*a), "x_0": a[0]},  # no guess
+        lambda x, eps, z, now, prev: {
+            **both_steps(x, eps, z, now, prev),
+            "ddim": both_steps(x, z, z, now, prev)["ddim"],  # fresh noise
+        },
+        lambda *a: both_steps(*a, fresh=False),  # beta for the variance
+    ],
+    "attend": [
+        lambda *a: attend(*a, scale=6),  # the whole width's root
+        lambda *a: attend(*a, axis=-2),  # over the pixels
+        lambda *a: attend(*a)["A"],  # one of the three
+    ],
+    "look_away": [
+        lambda *a: look_away(*a, power=2),  # squared
+        lambda *a: look_away(*a, sign=1),  # uphill
+        lambda *a: {**look_away(*a), "A": look_away(*a)["A"].T},
+    ],
+    "even_pull": [
+        lambda A: even_pull(A, entries=A.shape[1]),  # pixels alone
+        lambda A: even_pull(A, entries=A.numel()),  # of all heads
+        lambda A: {**even_pull(A), "gradient": A - even_pull(A)["target"]},  # of the square
+    ],
+    "floors": [
+        lambda *a: floors(*a, softmax=floors(*a)["floor"]),  # as if it could be reached
+        lambda d, w, n: {**floors(d, w, n), "none": w * d**0.5 / 2},  # the mean, not the square's
+        lambda d, w, n: {k: v**2 for k, v in floors(d, w, n).items()},  # squares
+    ],
+    "two_losses": [
+        lambda *a: two_losses(*a, norm=1),
+        lambda *a: two_losses(*a, detach=False),
+        lambda A, mask, *a: two_losses(A, mask.any(0).expand_as(mask), *a),  # all columns
+    ],
+    "erase_step": [
+        lambda *a: erase_step(*a, frozen=False),  # the target moves
+        lambda W, d, c, null, eta, lr: erase_step(W, d, c, null, -eta, lr),  # towards the concept
+        lambda W, d, c, null, eta, lr: erase_step(W, d, c, null, eta - 1, lr),  # the newer eta
+    ],
+    "irrelevant": [
+        lambda base, edited, m, k: irrelevant(base[::-1], edited, m, k),
+        lambda base, edited, m, k: irrelevant(base, edited, m, 1 - k),
+        lambda *a: {**irrelevant(*a), "loss": irrelevant(*a)["loss"].abs()},
+    ],
+    "unseen_increment": [
+        lambda A, w: unseen_increment(A, w, transposed=True),  # what A sees
+        lambda A, w: {**unseen_increment(A, w), "delta": w},
+        lambda A, w: {**unseen_increment(A, w), "moved": A @ w.T},
+    ],
     "undone": [
         lambda *a: undone(*a, swap=True),  # the base's transposed
         lambda old, new, *a: undone(old, new, *a, left=old),  # the base's on the left
@@ -592,13 +694,10 @@ WRONG = {
         lambda old, new, states, gamma: undone(old, new, states, 0.0),  # no gamma
     ],
     "verdict": [
-        lambda d: "holds" if np.mean(d) > 0 else "does not hold",  # the sign alone
-        lambda d: (
-            "holds" if min(d) > 0 else "does not hold" if max(d) < 0 else "cannot be told here"
-        ),
+        lambda d: {**verdict(d), "sign": int(np.sign(np.mean(d)))},  # the sign alone
         lambda d: verdict(d, t=lambda p, k: 1.96),  # the normal's
         lambda d: verdict(d, ddof=0),
         lambda d: verdict(d, root=False),  # of one training, not of the mean
-        lambda d: {"holds": "does not hold", "does not hold": "holds"}.get(verdict(d), verdict(d)),
+        lambda d: {**verdict(d), "sign": -verdict(d)["sign"]},
     ],
 }

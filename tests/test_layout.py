@@ -17,7 +17,7 @@ GROUPS = {  # in order: a file imports from its own group or one above it
     ),
     "editing it": "edits adapters guards export parameters checkpoint training inversion methods",
     "judging the edit": "evaluation metrics attacks tables",
-    "for readers": "widgets check",
+    "for readers": "widgets check schematic",
 }
 LEVEL = {name: i for i, names in enumerate(GROUPS.values()) for name in names.split()}
 HELPERS = sorted((ROOT / "helpers").rglob("*.py"))

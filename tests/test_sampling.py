@@ -10,7 +10,7 @@ from helpers import Edit, load_world, sample, sampling
 from helpers.attention import find_tokens
 from helpers.denoise import SAMPLERS, Sampling
 from helpers.diffusion import to_images
-from helpers.sampling import initial_noise
+from helpers.sampling import initial_noise, sample_each
 from helpers.worlds import EMOJI
 
 PROMPTS = ["church", "Twemoji", "a dog in the style of OpenMoji", "santa claus", "a banana"]
@@ -236,3 +236,11 @@ def test_steps_and_guidance_are_named(tiny_world):
 def test_bad_input(tiny_world, prompts, seeds, options, said):
     with pytest.raises(ValueError, match=said):
         images_of(tiny_world, prompts, seeds, **options)
+
+
+def test_sample_each_is_sample_prompt_by_prompt(world):
+    how = {"steps": 1, "progress": False}
+    each = sample_each(world, ["church", "dog", "church"], [3, 4], **how)
+    assert list(each) == ["church", "dog"]
+    together = sample(world, ["church", "church", "dog", "dog"], [3, 4, 3, 4], **how)
+    assert torch.equal(torch.cat(list(each.values())), together)

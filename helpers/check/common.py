@@ -39,3 +39,23 @@ def concept_columns() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes = ((2, 16), (4, 4))
     return [torch.rand(2, heads, pixels, 2, generator=generator) for heads, pixels in sizes]
+
+
+def three_steps(answer, right: dict[str, Tensor | float], hints: tuple[str, ...]) -> None:
+    """AssertionError unless a dict has every step of a calculation, the first wrong one named.
+
+    right: step -> its value, in order; hints: what to look at, one for each step. Numbers may be
+    floats or tensors.
+    """
+    assert isinstance(answer, dict) and set(answer) == set(right), (
+        f"return a dict with {', '.join(map(repr, right))}"
+    )
+    for k, ((name, wanted), hint) in enumerate(zip(right.items(), hints, strict=True), 1):
+        got, wanted = (torch.as_tensor(value).detach() for value in (answer[name], wanted))
+        assert got.shape == wanted.shape, (
+            f"step {k}, {name!r}, has shape {tuple(got.shape)}, expected {tuple(wanted.shape)}: "
+            f"{hint}"
+        )
+        assert torch.allclose(got.double(), wanted.double(), rtol=1e-4, atol=1e-6), (
+            f"step {k}, {name!r}, differs from the formula: {hint}"
+        )

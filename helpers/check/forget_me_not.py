@@ -2,8 +2,7 @@
 
 import torch
 
-from helpers import diffusion
-from helpers.check.common import passed, random_predictions, same_shape, untouched
+from helpers.check.common import passed, same_shape, untouched
 
 
 def fold_mask(mine) -> None:
@@ -25,40 +24,6 @@ def fold_mask(mine) -> None:
         "image's mask three times, then the second's, and nothing but zeros and ones"
     )
     passed("fold_mask", "With one image in the batch both orders agree, which hid the bug.")
-
-
-def visual_loss(mine) -> None:
-    """``visual_loss(x_t, eps_hat, x_0_tilde, a)``, the report's L_vis; a (b,) is alpha_bar_t."""
-    x_t, eps_hat, x_0_tilde = random_predictions(3)
-    a = torch.tensor([0.9, 0.04])
-    answer = mine(x_t.clone(), eps_hat.clone(), x_0_tilde.clone(), a.clone())
-    if untouched(answer, "visual_loss"):
-        return
-    same_shape(answer, (), "visual_loss")
-    one, quarter = torch.ones(1, 1, 1, 1), torch.tensor([0.25])
-    got = mine(one, 0 * one, 0 * one, quarter).item()
-    assert abs(got - 4) < 1e-4, (
-        f"x_t 1, no noise predicted, alpha_bar 0.25 and a target of 0 give {got:.3g}: "
-        "expected 4, the square of 1 / sqrt(0.25)"
-    )
-    got = mine(0 * one, one, 0 * one, quarter).item()
-    assert abs(got - 3) < 1e-4, (
-        f"x_t 0, predicted noise 1 and alpha_bar 0.25 give {got:.3g}: "
-        "expected 0.75 / 0.25 = 3, the noise's share squared"
-    )
-    x_0_hat = diffusion.predict_x0(x_t, eps_hat, torch.arange(2), a)
-    expected = (x_0_hat - x_0_tilde).pow(2).mean()
-    assert torch.isclose(answer, expected, rtol=1e-4), (
-        f"two images with different alpha_bar give {answer.item():.4g}: expected "
-        f"{expected.item():.4g}, each with its own alpha_bar, and the mean over all entries"
-    )
-    leaves = [eps_hat.clone().requires_grad_(), x_0_tilde.clone().requires_grad_()]
-    mine(x_t, *leaves, a).backward()
-    assert leaves[0].grad is not None, "no gradient reaches eps_hat: then nothing is trained"
-    assert leaves[1].grad is None, (
-        "a gradient reaches the target: only x_0_hat may change (detach the target)"
-    )
-    passed("visual_loss", "The guess x_0_hat is trained, the target stays fixed.")
 
 
 def min_snr(mine) -> None:

@@ -44,29 +44,6 @@ def stimulus(mine) -> None:
     passed("stimulus", "One distance for each head, and only the noise is random.")
 
 
-def irreducible(mine) -> None:
-    """``irreducible(entries, width)``, the loss that noise from [0, width] leaves at its mean."""
-    generator = torch.Generator().manual_seed(0)
-    for entries, width in ((192, 1.0), (192, 0.25), (48, 1.0)):
-        answer = mine(entries, width)
-        if untouched(answer, "irreducible"):
-            return
-        value = float(answer)
-        R = width * torch.rand(4000, entries, generator=generator)
-        sampled = (R - width / 2).norm(dim=1).mean().item()
-        said = f"{entries} entries from [0, {width:g}] give {value:.3g}"
-        assert abs(value - R.norm(dim=1).mean().item()) > 0.02 * sampled, (
-            f"{said}: that is the distance from A = 0; the best A is the mean of R"
-        )
-        assert abs(value - sampled**2) > 0.02 * sampled or abs(sampled - 1) < 0.1, (
-            f"{said}: that is the length squared, take the root"
-        )
-        assert abs(value - sampled) < 0.01 * sampled, (
-            f"{said}, and 4000 samples are {sampled:.3g} from their mean on average"
-        )
-    passed("irreducible", "No training goes below it, however long.")
-
-
 def paired(mine) -> None:
     """``paired(a, b)``, the mean of same-seed differences and the standard error of that mean."""
     generator = torch.Generator().manual_seed(0)
