@@ -108,7 +108,7 @@ def schematic(changed: Iterable[str] = (), read: Iterable[str] = ()) -> Figure:
         box(ax, (part.x, part.y), (part.width, part.height), **look)
         middle = part.x + part.width / 2, part.y + part.height / 2
         ax.text(*middle, part.label, ha="center", va="center", fontsize=8.5, linespacing=0.95)
-    shown = [(CHANGED, "changed")] * bool(changed) + [(READ, "read by the loss")] * bool(read)
+    shown = [(CHANGED, "changed")] * bool(changed) + [(READ, "looked at")] * bool(read)
     for k, (colour, label) in enumerate(shown):
         look = {"facecolor": colour, "edgecolor": QUIET, "boxstyle": "round,pad=0.3"}
         ax.text(0.2, 1.95 - 0.4 * k, label, fontsize=8, bbox=look)

@@ -45,6 +45,19 @@ def lines(cell) -> int:
     return sum(bool(line.strip()) for line in cell.source.splitlines())
 
 
+FIGURE = re.compile(r"\bplt\.|\bax(es)?\b|\bshow\.")
+LONG, LONGEST = 15, 25  # lines of a cell; of one that draws, or is a single definition
+
+
+def too_long(cell) -> bool:
+    """Whether a cell has more lines than a reader takes in at once."""
+    body = ast.parse(cell.source).body
+    whole = len(body) == 1 and isinstance(body[0], ast.FunctionDef | ast.ClassDef)
+    may = whole or FIGURE.search(cell.source) or {"setup", "parameters"} & {*tags(cell)}
+    imports = sum(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
+    return lines(cell) > (LONGEST if may or imports > 3 else LONG)
+
+
 def without_docstrings(node: ast.AST) -> str:
     """The syntax tree of a definition as text, docstrings and checks of arguments taken out."""
     for inner in ast.walk(node):
@@ -167,7 +180,7 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
             continue
         if cell.cell_type != "code":
             continue
-        if lines(cell) > 25:
+        if too_long(cell):
             said.append(f"{where} has {lines(cell)} lines of code")
         tries = re.search(r"^\s*try:", cell.source, re.M)
         if "setup" not in tags(cell) and tries and "import" in cell.source:
@@ -199,6 +212,12 @@ def problems(notebook: nbformat.NotebookNode, *, size: int = 0) -> list[str]:
     whole = "\n".join(c.source for c in text)
     if "check." in "\n".join(c.source for c in code) and "<details>" not in whole:
         said.append("there are exercises and no folded hint or solution")
+    if whole.count("### Build it ·") != 1 or "in three steps" not in whole:
+        said.append("it has not one exercise in three steps, Build it")
+    if "**Go further.**" not in whole:
+        said.append("it does not say how to go further")
+    if not any(c.source.startswith("schematic(") for c in code):
+        said.append("it has no schematic of what is touched")
     if "Three things to remember" not in whole:
         said.append("it does not end with three things to remember")
     if "eferences" not in whole:
