@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from answers import irreducible
+from answers import floors
 
 from helpers import diffusion, losses
 
@@ -104,7 +104,7 @@ def test_random_stimulus_is_least_at_the_mean_of_the_noise_and_twice_that_at_zer
         A = [torch.full((1, 1, 256, 2), level)]
         return sum(losses.random_stimulus(A, variant=variant).item() for _ in range(100)) / 100
 
-    floor = irreducible(512, width)
+    floor = floors(512, width, 1)["floor"]
     assert mean_loss(width / 2) == pytest.approx(floor, rel=0.01)
     assert mean_loss(0.0) == pytest.approx(2 * floor, rel=0.01)
     assert mean_loss(width / 2) < min(mean_loss(0.4 * width), mean_loss(0.6 * width))
