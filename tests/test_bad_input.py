@@ -145,6 +145,7 @@ def plain_call(world, folder: Path) -> dict:
     }  # fmt: skip
 
 
+ROWS = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 SHORT = {"steps": 1, "images": 1}  # for what trains
 OTHERS = {  # by function: what differs from ``plain_call``, and the options to be quick
     "attention.concept_mask": {"prompts": ["church", "a church"], "templates": None},
@@ -153,6 +154,11 @@ OTHERS = {  # by function: what differs from ``plain_call``, and the options to 
     "attention.token_maps": {"A": torch.rand(2, 2, 16, 5)},
     "attention.record": {"layers": None, "columns": None},
     "attention.zeroed": {"layers": None},
+    "closedform.text_map": {"old": ROWS, "new": ROWS + 1, "kept": ROWS - 1},
+    "closedform.retaining_projector": {"rows": ROWS},
+    "closedform.projected_map": {
+        "old": ROWS, "new": ROWS + 1, "fixed": ROWS - 1, "projector": torch.eye(8),
+    },
     "diffusion.coefficient": {"t": 5},
     "diffusion.mixture_score": {"x": torch.randn(5, 4)},
     "evaluation.attacks.concept_inversion": {"sampling": {"steps": 1}, **SHORT},
