@@ -162,6 +162,9 @@ def claims(frame: pd.DataFrame, people: list[str]) -> list[tuple[str, str, Tenso
     full, skipped = (by_seed(frame, "drift", method=methods, blocks=[b]) for b in "FS")
     near = by_seed(frame, "drift", method=fitted, person=people[1:2])
     near = near - by_seed(frame, "drift", method=fitted, person=others)
+    alike = by_seed(frame, "drift", method=methods, person=people[1:2])
+    unlike = {"method": methods, "person": others}
+    lost = by_seed(frame, "had", **unlike) - by_seed(frame, "given", **unlike)
     bystanders = pick(frame, method=fitted, person=others)
     alive = bool(bystanders["given"].mean() >= bystanders["had"].mean() / 2 > 0)
     gone = {"method": methods, "person": people[:1], "had": [1], "given": [0]}
@@ -176,6 +179,14 @@ def claims(frame: pd.DataFrame, people: list[str]) -> list[tuple[str, str, Tenso
         (
             "random stimulus spills over", f"{three}, against the mean of the two",
             of["random stimulus"] - looking, True,
+        ),
+        (
+            "unlike people stay almost unchanged", "0.1 minus the accuracy that they lose",
+            0.1 - lost, True,
+        ),
+        (
+            "the look-alike changes more than the unlike", "drift of all six rows, difference",
+            alike - by_seed(frame, "drift", **unlike), True,
         ),
         ("S stays closer to the original", "drift of all four, F minus S", full - skipped, True),
         ("over-fitting hits the look-alike first", "its drift minus the others'", near, alive),
