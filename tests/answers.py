@@ -306,6 +306,21 @@ def unseen_increment(A, w, transposed=False):
     return {"P": P, "delta": delta, "moved": A @ delta.T}
 
 
+def closed_form(old, new, kept, lam, swap=False, left=False):
+    shared = lam * torch.eye(old.shape[1], dtype=old.dtype) + kept.T @ kept
+    gram = shared + old.T @ old
+    right = shared + (old.T @ new if swap else new.T @ old)
+    return {"gram": gram, "right": right, "T": torch.linalg.solve(gram, right, left=left)}
+
+
+def dragged(c, c_star, k, lam):
+    return k + (c_star - c) * (c @ k) / (lam + c @ c)
+
+
+def most_moved(T, which=0):
+    return torch.linalg.svd(T - torch.eye(len(T), dtype=T.dtype))[2][which]
+
+
 def undone(old, new, states, gamma, swap=False, left=None, rows=True):
     edge = gamma * torch.eye(states.shape[-1], dtype=states.dtype)
     gram = edge + sum(V.T @ V for V in (left or new))
@@ -326,6 +341,10 @@ RIGHT = {
     "irrelevant": [irrelevant],
     "unseen_increment": [unseen_increment],
     "undone": [undone],
+    "closed_form": [closed_form],
+    # closed forms
+    "dragged": [dragged],
+    "most_moved": [most_moved, lambda T: -most_moved(T)],
     "verdict": [verdict],
     # diffusion basics
     "snr": [diffusion.snr],
@@ -686,6 +705,22 @@ WRONG = {
         lambda A, w: unseen_increment(A, w, transposed=True),  # what A sees
         lambda A, w: {**unseen_increment(A, w), "delta": w},
         lambda A, w: {**unseen_increment(A, w), "moved": A @ w.T},
+    ],
+    "closed_form": [
+        lambda *a: closed_form(*a, swap=True),  # transposed
+        lambda *a: closed_form(*a, left=True),  # from the wrong side
+        lambda old, new, kept, lam: closed_form(old, new, kept[:0], lam),  # nothing held
+    ],
+    "dragged": [
+        lambda c, c_star, k, lam: k + (c_star - c) * (c @ k) / (c @ c),  # no lam
+        lambda c, c_star, k, lam: k + c_star * (c @ k) / (lam + c @ c),  # c is not taken away
+        lambda c, c_star, k, lam: k,
+    ],
+    "most_moved": [
+        lambda T: most_moved(T, -1),  # the least
+        lambda T: torch.linalg.svd(T - torch.eye(len(T), dtype=T.dtype))[0][:, 0],  # where it goes
+        lambda T: torch.linalg.svd(T)[2][0],  # of T itself
+        lambda T: 2 * most_moved(T),
     ],
     "undone": [
         lambda *a: undone(*a, swap=True),  # the base's transposed

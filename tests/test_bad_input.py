@@ -77,6 +77,8 @@ UNCHECKED = {  # functions that notebooks call and ``typed`` leaves alone, with 
     "methods.fmn.training_data": "part of a method: ``unlearn`` checks",
     "methods.fmn.training_pairs": "part of a method: ``unlearn`` checks",
     "methods.gcirs.term": "part of a method: ``unlearn`` checks",
+    "methods.rows.moved_rows": "part of a method: ``unlearn`` checks",
+    "methods.rows.held_rows": "part of a method: ``unlearn`` checks",
     "tables.is_aggregate": "takes a frame that the kit has read",
 }
 

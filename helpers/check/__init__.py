@@ -12,6 +12,7 @@ from helpers.check.baselines import erasing_target, front, matching_ema, negativ
 from helpers.check.built import (
     attend,
     both_steps,
+    closed_form,
     erase_step,
     even_pull,
     floors,
@@ -22,6 +23,7 @@ from helpers.check.built import (
     unseen_increment,
     verdict,
 )
+from helpers.check.closed_forms import dragged, most_moved
 from helpers.check.diffusion_basics import eta_step, reverse_drift, snr, steer_away
 from helpers.check.distraction import distraction, evenness, fair_lam
 from helpers.check.forget_me_not import fold_mask, memory, min_snr
@@ -38,8 +40,10 @@ __all__ = [
     "both_steps",
     "canvas",
     "capacity",
+    "closed_form",
     "correlation_slope",
     "distraction",
+    "dragged",
     "erase_step",
     "erasing_target",
     "eta_gradients",
@@ -57,6 +61,7 @@ __all__ = [
     "matching_ema",
     "memory",
     "min_snr",
+    "most_moved",
     "negative_prompt_scale",
     "null_space",
     "paired",

@@ -212,6 +212,25 @@ def unseen_increment(mine) -> None:
     passed("unseen_increment", "Whatever w is, the protected rows never notice.")
 
 
+def closed_form(mine) -> None:
+    """``closed_form(old, new, kept, lam)``: the two matrices of UCE's equation, and the map."""
+    old, new, kept = normal((3, 5), (3, 5), (4, 5), dtype=torch.float64)
+    answer = mine(old.clone(), new.clone(), kept.clone(), 0.5)
+    if untouched(answer, "closed_form"):
+        return
+    shared = 0.5 * torch.eye(5, dtype=torch.float64) + kept.T @ kept
+    gram, right = shared + old.T @ old, shared + new.T @ old
+    right = {"gram": gram, "right": right, "T": right @ torch.linalg.inv(gram)}
+    hints = (
+        "lam on the diagonal, plus c c^T of the states to move and k k^T of those to hold; with "
+        "states as rows a sum of c c^T is old.T @ old",
+        "the same, but c* c^T in place of c c^T: new.T @ old, in this order",
+        "T gram = right: torch.linalg.solve(gram, right, left=False), or solve its transpose",
+    )
+    three_steps(answer, right, hints)
+    passed("closed_form", "One solve of text space's size, however many layers there are.")
+
+
 def undone(mine) -> None:
     """``undone(old, new, states, gamma)``, the text states that undo an edit, in closed form."""
     W, V = normal((8, 4), (8, 4), dtype=torch.float64)
