@@ -69,6 +69,7 @@ UNCHECKED = {  # functions that notebooks call and ``typed`` leaves alone, with 
     "reader.checked_images": "is a check itself",
     "concepts.filled": "is a check itself; tried below",
     "concepts.style_names": "takes nothing",
+    "concepts.pair_prompt": "joins two names; whatever reads the prompt checks it",
     "show.plain_style": "takes nothing",
     "parameters.group_sizes": "takes a world only",
     "denoise.trajectory": "runs inside ``sample`` and ``rollout``, which check",

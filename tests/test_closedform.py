@@ -6,8 +6,10 @@ from conftest import build_tiny_world
 
 from helpers import closedform, unlearn
 from helpers.closedform import derived_states, projected_map, retaining_projector, text_map
-from helpers.methods import realera, rows, uce
+from helpers.methods import realera, rows, speed, uce
 from helpers.parameters import select_parameters
+from helpers.tables import RESULTS, read_csv
+from workflow import closed_forms
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -259,3 +261,26 @@ def test_nothing_here_is_left_untested():
     assert {n for n in vars(closedform) if n.endswith(("_map", "_states", "_projector"))} == {
         "text_map", "projected_map", "derived_states", "retaining_projector",
     }  # fmt: skip
+
+
+# --- the rule by which the defaults were chosen
+
+
+def test_the_balance_counts_what_the_empty_prompt_does_not_draw():
+    row = {"left": 0.3, "pairs": 0.1, "kept": 0.95, "chance": 0.3}
+    assert closed_forms.balance(row) == pytest.approx(2 * 0.95 * 0.95 / 1.9)
+    worse = closed_forms.balance({**row, "chance": 0.0})
+    assert worse == pytest.approx(2 * 0.8 * 0.95 / 1.75)
+
+
+def test_the_defaults_are_what_the_rule_chose():
+    """Of the committed trials: the last setting within 0.01 of the best mean H."""
+    trials = read_csv(RESULTS / "closed_forms_choose.csv", text=["setting"])
+    assert set(trials["concept"]).isdisjoint(closed_forms.SHOWN)
+    chosen = {}
+    for method, rows_ in trials.groupby("method", sort=False):
+        H = rows_.groupby("setting", sort=False)["H"].mean()
+        chosen[method] = H[H >= H.max() - 0.01].index[-1]
+    default = uce.Options()
+    assert chosen["uce"] == f"{default.tokens} {default.prompts}"
+    assert float(chosen["speed"]) == speed.Options().energy

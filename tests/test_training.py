@@ -14,6 +14,8 @@ from helpers.methods import METHODS, module_of, options_of
 from helpers.options import Share
 from helpers.training import Problem, Training, accumulated, backward, run
 
+TRAINED = [name for name in METHODS if METHODS[name]["kind"] == "trained"]
+
 
 def problem(n=6, weights=None, **more):
     """A least-squares problem with noise drawn from the step's generator."""
@@ -517,7 +519,7 @@ def test_the_rate_reaches_adam(monkeypatch):
     assert moves == pytest.approx([options.rate(step) for step in range(6)], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_options_of_every_method_begin_with_those_of_training(name):
     kind = module_of(name).Options
     assert issubclass(kind, Training)
@@ -571,7 +573,7 @@ def test_what_the_checks_say():
 
 
 @pytest.mark.parametrize("clip", [0, -1.0, math.nan, math.inf, "none", True])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_clipping_never_turns_or_takes_away_the_gradient(name, clip):
     with pytest.raises(ValueError, match=r"clip is .*: give a finite number, more than 0, or None"):
         options_of(name, {"clip": clip})

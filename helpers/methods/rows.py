@@ -25,7 +25,8 @@ class Options:
     """What the closed forms share, each default with its reason."""
 
     # rows of a prompt: its concept's last token, the first EOS, all from that last token on (EOS
-    # and padding have read the name, and carry most of it), or all
+    # and padding have read the name, and carry most of it), or all; chosen with ``prompts`` by the
+    # rule of ``workflow/closed_forms.py``
     tokens: Literal["last", "end", "after", "all"] = "after"
     # what a concept is: its bare name; the training captions too; or its pairs (style x thing) too,
     # without which an edit may lose the name of a style and keep the style

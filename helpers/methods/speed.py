@@ -24,7 +24,8 @@ from helpers.worlds import World
 class Options(rows.Options):
     """Options of SPEED, each default with its reason."""
 
-    # the share of the retained rows' energy that is held; None: all of it, to rounding
+    # the share of the retained rows' energy that is held, by the rule of workflow/closed_forms.py;
+    # None: all of it, to rounding
     energy: Annotated[float, Above(0), Below(1)] | None = 0.999
 
     def __post_init__(self):
