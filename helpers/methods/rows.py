@@ -40,6 +40,12 @@ class Options:
         check_options(self)
 
 
+def require_retained(options: Options, reason: str) -> None:
+    """ValueError, with the reason, where a method cannot do without states to hold."""
+    if options.retain == "none":
+        raise ValueError(f"{reason}: give retain='world', or a list of names")
+
+
 def anchor_of(world: World, options: Options, concept: str) -> str:
     """The anchor of one concept. ValueError if there is none, or if it is the concept itself."""
     anchor = options.anchor.get(concept) if isinstance(options.anchor, dict) else options.anchor

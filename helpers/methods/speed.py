@@ -30,10 +30,7 @@ class Options(rows.Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.retain == "none":
-            raise ValueError(
-                "SPEED without a retain set has no null space to work in: retain='world', or names"
-            )
+        rows.require_retained(self, "SPEED without a retain set has no null space to work in")
 
 
 def solve(world: World, concepts: list[str], options: Options, seed: int) -> Edit:

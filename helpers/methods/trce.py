@@ -29,10 +29,7 @@ class Options(rows.Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.retain == "none":
-            raise ValueError(
-                "TRCE without knowledge rows is singular: retain='world', or a list of names"
-            )
+        rows.require_retained(self, "TRCE without knowledge rows is singular")
 
 
 def solve(world: World, concepts: list[str], options: Options, seed: int) -> Edit:
