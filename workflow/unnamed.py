@@ -1,7 +1,8 @@
 """What styles do prompts come out in that name none, after a style's *name* was erased?
 
-    python -m workflow.unnamed            # all styles x all methods x three seeds; may be killed
-    python -m workflow.unnamed --collect  # data/results/unnamed.csv from what there is
+    python -m workflow.unnamed             # all styles x all methods x three seeds; may be killed
+    python -m workflow.unnamed --part 0/2  # every second of them, beside another process
+    python -m workflow.unnamed --collect   # data/results/unnamed.csv from what there is
 
 Each training is one JSON file in build/unnamed: counts of the judge's styles over IMAGES images of
 the nine objects' bare names. The options of a method are those of the tables (emoji.toml). All
@@ -118,19 +119,25 @@ def collect() -> list[Row]:
     return rows
 
 
+def part_of(work: list) -> list:
+    """The share of the work that the command line gives to this process: all, or ``--part 0/2``."""
+    if "--part" not in sys.argv:
+        return work
+    first, of = sys.argv[sys.argv.index("--part") + 1].split("/")
+    return work[int(first) :: int(of)]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     BUILD.mkdir(parents=True, exist_ok=True)
     if "--collect" in sys.argv:
         write_csv(RESULTS / "unnamed.csv", collect(), COLUMNS)
         return
-    world = load_world("emoji")
-    for seed_set in range(SEED_SETS):
-        make(world, CONTROL, CONTROL, seed_set)
-    for seed in SEEDS:
-        for style in world.styles:
-            for method in METHODS:
-                make(world, method, style, seed)
+    world = load_world("emoji", dtype=torch.float32)
+    work = [(CONTROL, CONTROL, seed_set) for seed_set in range(SEED_SETS)]
+    work += [(m, style, seed) for seed in SEEDS for style in world.styles for m in METHODS]
+    for one in part_of(work):
+        make(world, *one)
 
 
 if __name__ == "__main__":
