@@ -257,6 +257,42 @@ def test_what_cannot_be_is_named(world, options, said):
         unlearn(world, "church", "uce", progress=False, **options)
 
 
+def test_speed_holds_the_rows_that_an_unheld_edit_would_move_most():
+    """The filter by hand: T moves the first axis only, W answers it by 2, the other by 1."""
+    T, gram = torch.diag(torch.tensor([0.5, 1.0])).double(), torch.diag(torch.tensor([4.0, 1.0]))
+    kept = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 1.0]]).double()
+    moves = speed.influence(T, gram.double(), kept)
+    assert moves.tolist() == [1.0, 0.0, 4.0]  # 4 (r_1 / 2)^2
+    assert (moves > moves.mean()).tolist() == [False, False, True]
+
+
+def test_speed_s_noise_lies_where_the_matrices_answer_least():
+    gram = torch.diag(torch.tensor([9.0, 0.1, 4.0, 0.2])).double()
+    assert speed.least_answered(gram, rank=2).allclose(
+        torch.diag(torch.tensor([0.0, 1, 0, 1])).double()
+    )
+
+
+@pytest.mark.parametrize("options", [{"filtered": True}, {"augmented": 2}])
+def test_speed_refines_its_retain_set(world, options):
+    """The filter takes rows away; noisy copies join the rows and differ from them by P_min only."""
+    chosen = speed.Options(**options)
+    moved, kept = (
+        rows.moved_rows(world, ["church"], chosen),
+        rows.held_rows(world, ["church"], chosen),
+    )
+    found = speed.refined(world, moved, kept, chosen, 0)
+    if chosen.filtered:
+        assert 0 < len(found) < len(kept)
+    else:
+        assert len(found) == 3 * len(kept) and found[: len(kept)].equal(kept)
+        noise = found[len(kept) : 2 * len(kept)] - kept
+        assert torch.linalg.matrix_rank(noise) == speed.WEAKEST
+    edit = unlearn(world, "church", "speed", progress=False, **options)
+    again = unlearn(world, "church", "speed", progress=False, **options)
+    assert all(edit.delta[name].equal(again.delta[name]) for name in edit.delta)
+
+
 def test_nothing_here_is_left_untested():
     assert {n for n in vars(closedform) if n.endswith(("_map", "_states", "_projector"))} == {
         "text_map", "projected_map", "derived_states", "retaining_projector",
@@ -283,4 +319,5 @@ def test_the_defaults_are_what_the_rule_chose():
         chosen[method] = H[H >= H.max() - 0.01].index[-1]
     default = uce.Options()
     assert chosen["uce"] == f"{default.tokens} {default.prompts}"
-    assert float(chosen["speed"]) == speed.Options().energy
+    assert chosen["speed"] == str(speed.Options().energy)
+    assert not speed.Options().filtered and not speed.Options().augmented

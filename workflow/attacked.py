@@ -89,7 +89,9 @@ def main() -> None:
         write_csv(RESULTS / "attacked.csv", collect(), COLUMNS)
         return
     world = load_world("emoji", dtype=torch.float32)
-    order = sorted(METHODS, key=lambda name: METHODS[name].kind != "closed form")  # seconds first
+    order = sorted(
+        METHODS, key=lambda name: METHODS[name]["kind"] != "closed form"
+    )  # seconds first
     for method, concept in part_of([(m, c) for m in (CONTROL, *order) for c in SHOWN]):
         make(world, method, concept)
 

@@ -28,14 +28,17 @@ from helpers.worlds import World
 
 TUNING = ("Fluent", "guitar", "detective")
 SHOWN = ("Twemoji", "OpenMoji", "Blob", "church", "dog", "fish", "santa claus")
-METHODS = ("uce", "rece", "speed")
+METHODS = ("uce", "rece", "speed", "trce", "realera")
 SETTINGS = {
     "uce": [
         {"tokens": tokens, "prompts": prompts}
         for prompts in ("names", "templates", "pairs")
         for tokens in ("last", "end", "after")
     ],
-    "speed": [{"energy": energy} for energy in (0.9, 0.99, 0.999, 0.9999)],
+    "speed": [
+        *({"filtered": True, "augmented": copies} for copies in (0, 2)),
+        *({"energy": energy} for energy in (0.9, 0.99, 0.999, 0.9999)),
+    ],
 }
 PICTURES, STEPS = 16, 12
 
