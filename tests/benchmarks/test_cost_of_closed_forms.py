@@ -1,8 +1,14 @@
 """A closed form at Stable Diffusion 1.4's shapes, random states: one map for all layers, or each.
 
 Plain: the equation as printed, solved for every one of the 32 key and value matrices. Ours: one map
-of text space, then a product for each matrix.
+of text space, then a product for each matrix. Peak memory is taken beside it, in another process
+(``-s`` and ``--benchmark-json`` show it).
 """
+
+import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,9 +45,30 @@ def plain(old, new, kept, weights) -> list[torch.Tensor]:
     return found
 
 
+def megabytes() -> float:
+    """The most that this process has held so far; ``ru_maxrss`` would count its parent's, too."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
+
+
+def peak(way, concepts: int) -> tuple[float, float]:
+    """Megabytes that states and matrices take, and what the solve needs beyond them."""
+    torch.set_num_threads(1)
+    torch.linalg.solve(torch.eye(2), torch.eye(2))  # the library itself is loaded before
+    empty = megabytes()
+    given = (*states(concepts), matrices())
+    before = megabytes()
+    way(*given)
+    return before - empty, megabytes() - before
+
+
 @pytest.mark.parametrize("concepts", CONCEPTS)
 @pytest.mark.parametrize("way", [ours, plain], ids=["ours", "plain"])
 def test_cost(benchmark, way, concepts):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        held, more = pool.submit(peak, way, concepts).result()
+    benchmark.extra_info |= {"MB given": round(held), "MB more": round(more)}
+    print(f"{way.__name__}, {concepts}: {held:.0f} MB given, {more:.0f} MB more")
     given = (*states(concepts), matrices())
     benchmark.pedantic(way, given, rounds=1)
 
