@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from helpers.options import Count, Dims, OneOf, Seed, typed
+from helpers.options import Count, Dims, OneOf, Seed, Whole, typed
 from helpers.seeds import generator_of
 from helpers.worlds import PARTS, World
 
@@ -20,6 +20,14 @@ GROUPS = {  # sets of parameters: a pattern that their full names match
 PAPER_GROUPS = {"ESD-x": "xattn", "ESD-x-strict": "kv", "ESD-u": "noxattn"}  # a paper's own names
 GROUPS |= {name: GROUPS[group] for name, group in PAPER_GROUPS.items()}
 Group = Annotated[str, OneOf(GROUPS)]
+TEXT_PARTS = {  # of a text encoder: a pattern of names; LAST is the number of its last block
+    "few-shot": r"\.mlp\.|\.LAST\.self_attn\.",
+    "feed-forward": r"\.mlp\.",
+    "attention": r"\.self_attn\.",
+    "embeddings": r"\.token_embedding\.",
+    "all": "",
+}
+Part = Annotated[str, OneOf(TEXT_PARTS)]
 
 
 @typed
@@ -39,6 +47,25 @@ def select_parameters(
             f"the group {group!r} within {within} selects no parameter: give layers that exist"
         )
     return chosen
+
+
+@typed
+def text_names(world: World, part: Part = "all", block: Whole | None = None) -> list[str]:
+    """Full names of the parameters of one part of the text encoder, by position.
+
+    block: of its blocks this one only, the first is 0. ValueError for a block that it does not
+    have, or a part that has nothing in it.
+    """
+    names = select_parameters(world, "text")
+    blocks = sorted({int(n) for name in names for n in re.findall(r"\.layers\.(\d+)\.", name)})
+    if block is not None and block not in blocks:
+        raise ValueError(f"block is {block}: the text encoder has blocks 0 to {blocks[-1]}")
+    pattern = TEXT_PARTS[part].replace("LAST", str(blocks[-1]))
+    inside = "" if block is None else f".layers.{block}."
+    found = [name for name in names if re.search(pattern, name) and inside in name]
+    if not found:
+        raise ValueError(f"part {part!r} has nothing in block {block}: give another, or None")
+    return found
 
 
 def parts_of(names) -> list[str]:
