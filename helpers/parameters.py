@@ -23,7 +23,7 @@ Group = Annotated[str, OneOf(GROUPS)]
 TEXT_PARTS = {  # of a text encoder: a pattern of names; LAST is the number of its last block
     "few-shot": r"\.mlp\.|\.LAST\.self_attn\.",
     "feed-forward": r"\.mlp\.",
-    "attention": r"\.self_attn\.",
+    "self-attention": r"\.self_attn\.",
     "embeddings": r"\.token_embedding\.",
     "all": "",
 }

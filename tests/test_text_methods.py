@@ -37,7 +37,7 @@ def test_parts_are_chosen_by_position(world):
     assert set(text_names(world, "feed-forward")) < set(chosen)
     heads = set(chosen) - set(text_names(world, "feed-forward"))
     assert heads and all(f".layers.{last}.self_attn." in name for name in heads)
-    assert text_names(world, "attention", last) == sorted(heads, key=text_names(world).index)
+    assert text_names(world, "self-attention", last) == sorted(heads, key=text_names(world).index)
     assert set(text_names(world, "all")) == {n for n in world.parameters() if n[:4] == "text"}
 
 
@@ -57,7 +57,7 @@ def test_parts_that_are_not_there(world, part, block, said):
 @pytest.mark.parametrize("method", ["fewshot", "advunlearn"])
 def test_only_that_part_of_the_encoder_is_edited(world, method, part):
     quick = {"fewshot": {"images": 2}, "advunlearn": {"warm_up": 1, "rollout_steps": 2}}[method]
-    edit = unlearn(world, "church", method, part=part, steps=1, progress=False, **quick)
+    edit = unlearn(world, "church", method, group=part, steps=1, progress=False, **quick)
     assert set(edit.delta) == set(text_names(world, part))
 
 

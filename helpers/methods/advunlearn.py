@@ -35,7 +35,7 @@ from helpers.worlds import World
 class Options(Training):
     """Options of AdvUnlearn, each default with its reason."""
 
-    part: Part = "all"  # of the text encoder, which the paper finds best to train
+    group: Part = "all"  # of the text encoder, which the paper finds best to train
     eta: float = 1.0  # strength of the negated guidance: the paper's
     retain: Weight = 1.0  # weight of the retain loss; the paper's 0.3 is for its own scale
     # the two losses added in each step, or ("iter") taken in turn
@@ -100,7 +100,7 @@ class Defender:
         self.latents, self.names = retain_latents(world, concepts)
         self.attacker, self.timings = Attacker(world, options), {"rollout": 0.0}
         dense = Dense(world, "text").leaves
-        self.leaves = {name: dense[name] for name in text_names(world, options.part)}
+        self.leaves = {name: dense[name] for name in text_names(world, options.group)}
 
     def drawn(self, generator: torch.Generator) -> tuple[list[int], Tensor, Tensor]:
         """Which concepts, and x_t sampled under their prompts down to random t."""
