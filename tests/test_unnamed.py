@@ -61,3 +61,14 @@ def test_one_base_for_all(metric):
     frame = read_csv(unnamed.RESULTS / "unnamed.csv")
     part = frame[(frame.metric == metric) & (frame.method != "base")]
     assert part.groupby("erased").base.nunique().eq(1).all()
+
+
+def test_processes_share_the_work(monkeypatch):
+    work = list(range(7))
+    monkeypatch.setattr("sys.argv", ["unnamed"])
+    assert unnamed.part_of(work) == work
+    parts = []
+    for part in ("0/3", "1/3", "2/3"):
+        monkeypatch.setattr("sys.argv", ["unnamed", "--part", part])
+        parts += unnamed.part_of(work)
+    assert sorted(parts) == work
