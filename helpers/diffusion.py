@@ -245,16 +245,16 @@ def mixture_score(x: Tensor, alpha_bar_t: Tensor | float, means: Tensor, std: fl
 
 @typed(same_shape="x score noise")
 def reverse_step(
-    x: Tensor, score: Tensor, h: Tensor | float, noise: Tensor | None = None
+    x: Tensor, score: Tensor, tau: Tensor | float, noise: Tensor | None = None
 ) -> Tensor:
     """One Euler step back in time: reverse SDE with ``noise``, probability-flow ODE without.
 
-    SDE: x + h (x / 2 + score) + sqrt(h) z;  ODE: x + h (x / 2 + score / 2)
+    SDE: x + tau (x / 2 + score) + sqrt(tau) z;  ODE: x + tau (x / 2 + score / 2)
 
-    x, score, noise (n, ...); h = log(alpha_bar_prev / alpha_bar_t), the integral of beta(t) over
+    x, score, noise (n, ...); tau = log(alpha_bar_prev / alpha_bar_t), the integral of beta(t) over
     the step. Returns (n, ...).
     Source: Song et al., Score SDE, Eq. 6 and Eq. 13, for the variance-preserving SDE, Eq. 11.
     """
     if noise is None:
-        return x + h * (x + score) / 2
-    return x + h * (x / 2 + score) + h**0.5 * noise
+        return x + tau * (x + score) / 2
+    return x + tau * (x / 2 + score) + tau**0.5 * noise

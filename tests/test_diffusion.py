@@ -289,7 +289,7 @@ def test_one_standard_gaussian_has_score_minus_x_and_stays_put():
     assert torch.allclose(score, -x, atol=1e-6)
     # the ODE does not move it at all
     assert torch.allclose(diffusion.reverse_step(x, score, 0.1), x, atol=1e-6)
-    # the SDE keeps its variance up to (h / 2)^2 and the four standard errors of 1e5 samples
+    # the SDE keeps its variance up to (tau / 2)^2 and the four standard errors of 1e5 samples
     variance = diffusion.reverse_step(x, score, 0.1, z).var().item()
     assert variance == pytest.approx(1, abs=0.0025 + 0.018)
 
@@ -297,9 +297,9 @@ def test_one_standard_gaussian_has_score_minus_x_and_stays_put():
 def test_a_small_ddim_step_is_a_step_of_the_probability_flow():
     x, eps, now = random(5, 2, dtype=torch.float64), random(5, 2, seed=1, dtype=torch.float64), 0.5
     errors = []
-    for h in (1e-2, 1e-3):
-        prev = now * torch.exp(torch.tensor(h, dtype=torch.float64))
-        ours = diffusion.reverse_step(x, -eps / (1 - now) ** 0.5, h)
+    for tau in (1e-2, 1e-3):
+        prev = now * torch.exp(torch.tensor(tau, dtype=torch.float64))
+        ours = diffusion.reverse_step(x, -eps / (1 - now) ** 0.5, tau)
         errors.append((diffusion.ddim_step(x, eps, now, prev) - ours).abs().max().item())
     # a first-order method: a tenth of the step, a hundredth of the error
     assert errors[1] < 0.02 * errors[0]
