@@ -47,7 +47,7 @@ def attention_figure(
     if relative:
         shown = shown / shown.mean((1, 2), keepdim=True)
     rows = 1 if len(titles) < 8 else 2
-    figure = show.heat(image, shown, list(titles.values()), top=top, rows=rows, size=1.1)
+    figure = show.heat(image, shown, list(titles.values()), top=top, rows=rows, size=1.4)
     if relative:
         figure.axes[-1].set_ylabel("times own mean", fontsize=8)
     return figure
