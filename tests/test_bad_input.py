@@ -139,7 +139,7 @@ def plain_call(world, folder: Path) -> dict:
         "tensors": {"w": latents},
         "differences": [latents], "weights": torch.ones(2), "A": torch.rand(3, 8), "share": 0.5,
         "n": 4, "step": 0, "group": "kv", "method": "esd", "given": {}, "size": 16, "count": 2,
-        "copies": 1, "means": torch.randn(3, 4), "std": 0.5, "score": latents, "h": 0.1,
+        "copies": 1, "means": torch.randn(3, 4), "std": 0.5, "score": latents, "tau": 0.1,
         "features_a": torch.rand(8, 3), "features_b": torch.rand(8, 3), "values": [0.1, 0.2],
         "pairs": [("Noto", "dog"), ("Twemoji", "church")], "style": "Noto", "name": "church",
         "without": ["church"], "each": 2, "layer": "up_blocks.2.attentions.1", "head": ["a"],

@@ -79,7 +79,7 @@ def refined(world: World, moved, kept: Tensor, options: Options, seed: int) -> T
 
 
 def solve(world: World, concepts: list[str], options: Options, seed: int) -> Edit:
-    """One projected solve; the seed draws the augmentation's noise, nothing else."""
+    """One projected solve; the seed plays no part but in the noise of the augmentation."""
     old, new = rows.moved_rows(world, concepts, options)
     kept = rows.held_rows(world, concepts, options)
     if options.filtered or options.augmented:
