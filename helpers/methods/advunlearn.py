@@ -10,7 +10,8 @@ concept's prompt. The UNet stays as it is.
 Fidelity: both objectives, warm-up without an attack, ``mode`` and signed steps are the paper's and
 its release's. Our reading: x_t is drawn once a step, for attack and defence (the release draws it
 anew for each step of the attack); retained x_t are noised images of the retained names, where the
-release samples them; the attacker's gradient is cleared (the release's adds up).
+release samples them; the attacker's gradient is cleared (the release's adds up). Steps, rates and
+``retain`` are the first that worked on one concept: no rule has chosen them yet.
 """
 
 import time
@@ -35,9 +36,9 @@ from helpers.worlds import World
 class Options(Training):
     """Options of AdvUnlearn, each default with its reason."""
 
-    group: Part = "all"  # of the text encoder, which the paper finds best to train
+    group: Part = "all"  # of the text encoder: the paper trains all of it, or some layers
     eta: float = 1.0  # strength of the negated guidance: the paper's
-    retain: Weight = 1.0  # weight of the retain loss; the paper's 0.3 is for its own scale
+    retain: Weight = 1.0  # weight of the retain loss; the paper: 0.3
     # the two losses added in each step, or ("iter") taken in turn
     mode: Literal["reg", "iter"] = "reg"
     retain_batch: Count = 5  # names a step: the paper

@@ -6,7 +6,7 @@ encoder, and the self-attention of its last.
 
 Fidelity: the paper's loss, parameters and four images. It has no bottom and the paper no rule to
 stop by: the release saves an encoder for each epoch and leaves the choice to the user; here a run
-of fewer ``steps`` is that earlier encoder, to the bit. ``bound`` is ours. Adam's own betas and no
+of fewer ``steps`` at a constant rate is that earlier encoder, to the bit. ``bound`` is ours. Adam's own betas and no
 weight decay here, (0.9, 0.98) and 1e-8 there; our own templates.
 """
 
@@ -34,9 +34,7 @@ class Options(Training):
     block: Whole | None = None  # of the encoder, the first is 0; None: of all
     # ours: an image whose error has grown to this is left alone; None as in the paper, without end
     bound: Positive | None = None
-    images: Images = (
-        4  # the paper's few shots: a folder of the user's, or how many the base samples
-    )
+    images: Images = 4  # the paper's number: a folder of the user's, or sampled by the base
     steps: Whole = 10  # the paper's 5 epochs of 4 images by twos
     # of 1.5e-4, 2e-4 and 3e-4 the best balance of forgotten (name and pairs) and kept on Fluent,
     # guitar and detective, which no table shows; the paper's 1e-5 is for four times as many layers

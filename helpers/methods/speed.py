@@ -8,11 +8,11 @@ The retain set is refined first. *Filter*: of the rows r those stay that an unhe
 most, ||Delta_0 r||^2 > the mean, Delta_0 being UCE's without a retain list. *Augment*: r + xi P_min
 joins them, xi ~ N(0, 1) and P_min the directions that the matrices answer least.
 
-Fidelity: the closed form, the filter and the augmentation are printed, each for one matrix W; here
-one influence and one P_min, over all matrices. What is retained is ours, and so is ``energy``: the
-rows of the world fill its width, so the directions that hold the least of them are given up;
-retained rows are held nearly, the empty prompt exactly. Both refinements are off by default, by the
-rule of ``workflow/closed_forms.py``.
+Fidelity: the closed form is printed. Filter and augmentation follow the paper's description, with
+one influence and one P_min over all matrices, and ``WEAKEST`` directions: our reading. What is
+retained is ours, and so is ``energy``: the rows of the world fill its width, so the directions that
+hold the least of them are given up; retained rows are held nearly, the empty prompt exactly. Both
+refinements are off by default: the rule of ``workflow/closed_forms.py`` has not judged them yet.
 """
 
 from dataclasses import dataclass
