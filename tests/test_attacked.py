@@ -1,8 +1,10 @@
 """The study of attacks: whole methods are collected, and the committed file is whole."""
 
+import pytest
+
 from helpers.checked import save_json
-from helpers.tables import read_csv
-from workflow import attacked
+from helpers.tables import RESULTS, read_csv
+from workflow import attacked, study
 from workflow.closed_forms import SHOWN
 
 
@@ -39,7 +41,7 @@ def test_an_edit_is_attacked_once(tmp_path, monkeypatch):
 
 
 def test_the_committed_study_is_whole():
-    frame = read_csv(attacked.RESULTS / "attacked.csv")
+    frame = read_csv(RESULTS / "attacked.csv")
     assert {"nothing", "uce", "rece", "speed"} <= set(frame.method)
     assert frame.groupby(["method", "metric"]).erased.nunique().eq(len(SHOWN)).all()
     assert frame.base_model.nunique() == frame.judge.nunique() == 1
@@ -47,3 +49,18 @@ def test_the_committed_study_is_whole():
         (frame.method == "nothing") & (frame.metric == "residual of closed-form embedding")
     ]
     assert control.value.max() < 1e-3, "where nothing was erased the equations have a solution"
+
+
+def test_a_table_is_made_of_what_there_is_and_of_nothing_else(tmp_path, monkeypatch):
+    """An empty folder leaves the committed table alone; work that is there is not made again."""
+    monkeypatch.setattr(attacked, "BUILD", tmp_path / "attacked")
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["attacked", "--collect"])
+    given = attacked.BUILD, attacked.collect, attacked.work, attacked.make
+    with pytest.raises(SystemExit, match="holds no whole result"):
+        study.run(*given)
+    assert not (tmp_path / "attacked.csv").exists()
+    for concept in SHOWN:
+        save_json(attacked.file_of("uce", concept), result("uce", concept))
+    study.run(*given)
+    assert len(read_csv(tmp_path / "attacked.csv")) == 5 * len(SHOWN)

@@ -3,8 +3,8 @@
 import pytest
 
 from helpers.checked import save_json
-from helpers.tables import read_csv
-from workflow import unnamed
+from helpers.tables import RESULTS, read_csv
+from workflow import study, unnamed
 
 
 def result(method: str, style: str, value: float, share: float) -> dict:
@@ -40,12 +40,12 @@ def test_a_result_is_made_once(tmp_path, monkeypatch):
 
 
 def test_the_options_are_the_tables(tmp_path):
-    assert unnamed.options_of("gcirs") == {"batch_size": 2, "images": 8}
-    assert unnamed.options_of("esd") == {}
+    assert study.options_of("gcirs") == {"batch_size": 2, "images": 8}
+    assert study.options_of("esd") == {}
 
 
 def test_the_committed_study_is_whole():
-    frame = read_csv(unnamed.RESULTS / "unnamed.csv")
+    frame = read_csv(RESULTS / "unnamed.csv")
     assert (frame.method == "base").sum() == unnamed.SEED_SETS
     frame = frame[frame.method != "base"]
     for seed, part in frame.groupby("seed"):
@@ -58,7 +58,7 @@ def test_the_committed_study_is_whole():
 
 @pytest.mark.parametrize("metric", ["diversity of unnamed prompts", "share among unnamed prompts"])
 def test_one_base_for_all(metric):
-    frame = read_csv(unnamed.RESULTS / "unnamed.csv")
+    frame = read_csv(RESULTS / "unnamed.csv")
     part = frame[(frame.metric == metric) & (frame.method != "base")]
     assert part.groupby("erased").base.nunique().eq(1).all()
 
@@ -66,9 +66,9 @@ def test_one_base_for_all(metric):
 def test_processes_share_the_work(monkeypatch):
     work = list(range(7))
     monkeypatch.setattr("sys.argv", ["unnamed"])
-    assert unnamed.part_of(work) == work
+    assert study.part_of(work) == work
     parts = []
     for part in ("0/3", "1/3", "2/3"):
         monkeypatch.setattr("sys.argv", ["unnamed", "--part", part])
-        parts += unnamed.part_of(work)
+        parts += study.part_of(work)
     assert sorted(parts) == work

@@ -9,21 +9,18 @@ of the concept's name. The control is an edit of zero, the base model itself: wh
 a model that has forgotten nothing. The options of a method are those of the tables (emoji.toml).
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
-
-import torch
 
 from helpers import attacks
 from helpers.checked import load_json, save_json
 from helpers.methods import METHODS, unlearn
 from helpers.stats import wilson_interval
-from helpers.tables import COLUMNS, RESULTS, Row, provenance, write_csv
-from helpers.worlds import World, load_world
+from helpers.tables import Row, provenance
+from helpers.worlds import World
+from workflow import study
 from workflow.closed_forms import SHOWN
 from workflow.plan import slug
-from workflow.unnamed import options_of, part_of
 
 BUILD = Path("build/attacked")
 IMAGES = 12
@@ -42,7 +39,7 @@ def make(world: World, method: str, concept: str) -> None:
     if path.exists():
         return
     control = method == CONTROL
-    options = options_of("uce" if control else method)
+    options = study.options_of("uce" if control else method)
     edit = unlearn(
         world, concept, "uce" if control else method, seed=SEED, progress=False, **options
     )
@@ -82,19 +79,11 @@ def collect() -> list[Row]:
     return rows
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    if "--collect" in sys.argv:
-        write_csv(RESULTS / "attacked.csv", collect(), COLUMNS)
-        return
-    world = load_world("emoji", dtype=torch.float32)
-    order = sorted(
-        METHODS, key=lambda name: METHODS[name]["kind"] != "closed form"
-    )  # seconds first
-    for method, concept in part_of([(m, c) for m in (CONTROL, *order) for c in SHOWN]):
-        make(world, method, concept)
+def work(world: World) -> list[tuple]:
+    """Every method and concept: the control first, then the closed forms, which take seconds."""
+    order = sorted(METHODS, key=lambda name: METHODS[name]["kind"] != "closed form")
+    return [(method, concept) for method in (CONTROL, *order) for concept in SHOWN]
 
 
 if __name__ == "__main__":
-    main()
+    study.run(BUILD, collect, work, make)

@@ -9,12 +9,9 @@ the nine objects' bare names. The options of a method are those of the tables (e
 trainings of one seed come before the next seed's, so that an early end leaves whole seeds.
 """
 
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-
-import torch
 
 from helpers.checked import load_json, save_json
 from helpers.evaluation.scores import style_diversity
@@ -22,9 +19,10 @@ from helpers.methods import METHODS, unlearn
 from helpers.sampling import sample
 from helpers.seeds import report_seeds
 from helpers.stats import wilson_interval
-from helpers.tables import COLUMNS, RESULTS, Row, provenance, write_csv
-from helpers.worlds import World, load_world
-from workflow.plan import options_of_scale, slug
+from helpers.tables import Row, provenance
+from helpers.worlds import World
+from workflow import study
+from workflow.plan import slug
 
 BUILD = Path("build/unnamed")
 IMAGES = 36  # of each model: four of each of the nine objects
@@ -33,13 +31,6 @@ SEEDS = (0, 1, 2)
 SEED_SETS = 10  # of the base's images: the first is the edits' own
 CONTROL = "nothing"  # the base model
 AGAIN = "remove it, and run `python -m workflow.unnamed` again"
-
-
-def options_of(method: str) -> dict:
-    """The options that the tables give to a method, its threshold the method's own."""
-    given = dict(options_of_scale("emoji")["defaults"].get(method, {}))
-    given.pop("tau", None)
-    return given
 
 
 def styles_of(world: World, edit, seed_set: int = 0) -> dict:
@@ -65,10 +56,10 @@ def make(world: World, method: str, style: str, seed: int) -> None:
         return
     start, edit = time.time(), None
     if method != CONTROL:
-        given = options_of(method)
+        given = study.options_of(method)
         edit = unlearn(world, style, method, seed=seed, progress=False, **given)
     found = styles_of(world, edit, seed if method == CONTROL else 0)
-    asked = {"method": method, "style": style, "seed": seed, "options": options_of(method)}
+    asked = {"method": method, "style": style, "seed": seed, "options": study.options_of(method)}
     about = {"made_with": provenance(world), "seconds": round(time.time() - start, 1)}
     save_json(path, {**asked, **found, **about})
     print(f"{path.name}: D {found['value']:.2f}, {style} {found['shares'].get(style)}", flush=True)
@@ -119,26 +110,11 @@ def collect() -> list[Row]:
     return rows
 
 
-def part_of(work: list) -> list:
-    """The share of the work that the command line gives to this process: all, or ``--part 0/2``."""
-    if "--part" not in sys.argv:
-        return work
-    first, of = sys.argv[sys.argv.index("--part") + 1].split("/")
-    return work[int(first) :: int(of)]
-
-
-def main() -> None:
-    torch.set_num_threads(1)
-    BUILD.mkdir(parents=True, exist_ok=True)
-    if "--collect" in sys.argv:
-        write_csv(RESULTS / "unnamed.csv", collect(), COLUMNS)
-        return
-    world = load_world("emoji", dtype=torch.float32)
-    work = [(CONTROL, CONTROL, seed_set) for seed_set in range(SEED_SETS)]
-    work += [(m, style, seed) for seed in SEEDS for style in world.styles for m in METHODS]
-    for one in part_of(work):
-        make(world, *one)
+def work(world: World) -> list[tuple]:
+    """The base's sets of seeds, then every training: method, style, seed."""
+    base = [(CONTROL, CONTROL, seed_set) for seed_set in range(SEED_SETS)]
+    return base + [(m, style, seed) for seed in SEEDS for style in world.styles for m in METHODS]
 
 
 if __name__ == "__main__":
-    main()
+    study.run(BUILD, collect, work, make)

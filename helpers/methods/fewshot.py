@@ -6,8 +6,8 @@ encoder, and the self-attention of its last.
 
 Fidelity: the paper's loss, parameters and four images. It has no bottom and the paper no rule to
 stop by: the release saves an encoder for each epoch and leaves the choice to the user; here a run
-of fewer ``steps`` at a constant rate is that earlier encoder, to the bit. ``bound`` is ours. Adam's own betas and no
-weight decay here, (0.9, 0.98) and 1e-8 there; our own templates.
+of fewer ``steps`` at a constant rate is that earlier encoder, to the bit. ``bound`` is ours. Adam's
+own betas and no weight decay here, (0.9, 0.98) and 1e-8 there; our own templates.
 """
 
 from dataclasses import dataclass
