@@ -151,14 +151,21 @@ def test_large_files_are_caught():
 
 
 def test_the_readme_s_count_of_claims_is_the_notebook_s():
-    counts = r"Of (\d+) claims .*?, (\d+) hold here, (\d+) do not, and (\d+)\s+cannot be told"
-    said = re.search(counts, (ROOT / "README.md").read_text(), re.S).groups()
+    counts = (
+        r"Of (\d+) claims .*?, (\d+) hold by construction; of the other (\d+), (\d+) hold here,"
+        r"\s+(\d+) do not, and (\d+) cannot be told"
+    )
+    readme = re.search(counts, (ROOT / "README.md").read_text(), re.S).groups()
+    every, built, tests, *words = map(int, readme)
     cells = read(next(p for p in NOTEBOOKS if p.stem.startswith("19"))).cells
     shown = output_text(next(c for c in cells if c.get("id") == "f-claims"))
     found = re.search(
-        r"holds (\d+), does not hold (\d+), cannot be told here (\d+), claims (\d+)", shown
+        r"holds (\d+), does not hold (\d+), cannot be told here (\d+), tests (\d+), "
+        r"by construction (\d+)",
+        shown,
     )
-    assert said == (found[4], found[1], found[2], found[3])
+    assert [*words, tests, built] == [int(figure) for figure in found.groups()]
+    assert every == built + tests == built + sum(words)
 
 
 def test_optional_sections_and_folds_are_no_prose():
